@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+#
+#   make demo      a real sentence encoder, quantized six ways, in torch and in JAX
+#   make test      the tests that need no GPU
+#   make gpu-test  the tests that need one          make bench  the kernels beside their peers
+#   make lint      ruff                             make clean  remove what was made
+#
+# Each does its own set-up first. To use a Python that has every package already and install
+# nothing (a machine without a network):  make test PYTHON=python3 VENV=
+
+VENV ?= .venv
+PYTHON ?=
+# Arguments for the demo, pytest or the benchmarks:  make demo ARGS=--full   make test ARGS="-k minilm"
+ARGS ?=
+
+export PYTHON
+export PYTHONPATH := $(CURDIR)
+export PYTHONUNBUFFERED := 1
+export XLA_PYTHON_CLIENT_PREALLOCATE ?= false
+
+PY := $(if $(strip $(VENV)),$(VENV)/bin/python,$(or $(PYTHON),python3))
+# Two workers where pytest-xdist is installed; each then keeps to one thread.
+WORKERS ?= 2
+XDIST = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo "-n $(WORKERS) --dist loadfile")
+
+.PHONY: demo test gpu-test bench lint clean setup
+.DEFAULT_GOAL := test
+
+setup:
+	@bash tools/setup_env.sh "$(strip $(VENV))"
+
+demo: setup
+	$(PY) examples/minilm.py $(ARGS)
+
+# On the CPU alone, wherever it runs, so that the result does not depend on the machine.
+test: setup
+	JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(PY) -m pytest $(XDIST) --durations=8 $(ARGS)
+
+gpu-test: setup
+	$(PY) -m pytest -m gpu -rs $(ARGS)
+
+bench: setup
+	$(PY) -m benchmarks $(ARGS)
+
+lint: setup
+	$(PY) -m ruff check .
+
+clean:
+	rm -rf .venv out build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
