@@ -18,6 +18,8 @@ needed="jax numpy absl torch transformers tokenizers safetensors rich matplotlib
 
 fail() { printf 'set-up: %s\n' "$@" >&2; exit 1; }
 step() { printf '\n[set-up %s, %3ss] %s\n' "$1" "$SECONDS" "$2"; }
+trap 'printf "set-up: stopped; the lines above say why. With no network, use a Python that has all of it:\n" >&2
+      printf "set-up:     make TARGET PYTHON=python3 VENV=\n" >&2' ERR
 
 usable() { "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1; }
 
