@@ -194,17 +194,21 @@ def _read_kernel(op, buffers, kernels, where, new):
             alias = hlo.OutputOperandAlias(attribute)
             [output] = alias.output_tuple_indices or (0,)
             aliases[output] = alias.operand_index
+    operands = [where[v] for v in op.operands]
     for i, result in enumerate(op.results):
         if i not in aliases:
             new(result, kind="result")
             continue
-        source = where[op.operands[aliases[i]]]
-        if buffers[source].kind == "argument":
+        source = buffers[operands[aliases[i]]]
+        if source.kind == "argument":
             raise NotDirect("a kernel writes into an argument; it would change the caller's tensor")
-        if buffers[source].kind == "constant":
-            buffers[source] = dataclasses.replace(buffers[source], kind="filled")
-        where[result] = source
-    used = tuple(where[v] for v in (*op.operands, *op.results))
+        if source.kind == "constant":  # each writer gets a copy of its own
+            buffers.append(dataclasses.replace(source, kind="filled"))
+            operands[aliases[i]] = len(buffers) - 1
+        elif len(list(op.operands[aliases[i]].uses)) > 1:
+            raise NotDirect("a kernel overwrites a value that is used again")
+        where[result] = operands[aliases[i]]
+    used = (*operands, *(where[v] for v in op.results))
     kernels.append(KernelCall(hashlib.sha256(module).hexdigest(), module, used))
 
 
@@ -235,8 +239,8 @@ class KernelLibrary:
         compiled = self._compile(module, len(module))
         if not compiled:
             raise RuntimeError(
-                "Mosaic GPU could not compile or load the kernel. The library gives no reason here; "
-                "calling the same JAX function under jax.jit on the GPU shows the compiler's message."
+                "Mosaic GPU could not compile or load the kernel, and its entry point gives no "
+                "reason: call the same JAX function under jax.jit on the GPU to see the message"
             )
         return compiled[0], _HOST_FUNCTION(compiled[1])
 
