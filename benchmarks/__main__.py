@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""python -m benchmarks: our kernels beside every peer, cell by cell.
+
+  python -m benchmarks                                       # the smoke suite: three families
+  python -m benchmarks --suite scaled_mm --families fp8,int8 --ms 1,16 --shapes 4096x4096
+  python -m benchmarks --suite mixed_mm --held_out           # shapes no table was made from
+  python -m benchmarks --readme                              # README's table from results/
+"""
+
+import importlib.metadata
+import itertools
+import shlex
+import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from absl import app, flags
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks import report, suites, timing
+from benchmarks.suites import CEILINGS, FAMILIES, Cell
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("suite", "smoke", suites.SUITES, "which families to measure")
+flags.DEFINE_list("families", None, "only these families of the suite")
+flags.DEFINE_list("shapes", None, "only these, as NxK (MxK for quantize)")
+flags.DEFINE_list("ms", None, "only these token counts")
+flags.DEFINE_list("groups", None, "only these group sizes (-1: whole K)")
+flags.DEFINE_bool("held_out", False, "the shapes that no tuning table was made from")
+flags.DEFINE_list("peers", None, "only peers from these sources: torch,vllm,deep_gemm,humming,xla")
+flags.DEFINE_string("out", str(report.RESULTS), "folder of the results")
+flags.DEFINE_string("name", None, "results file without .json (default: suite and device)")
+flags.DEFINE_bool("resume", False, "keep the cells that the results file already has")
+flags.DEFINE_float("cap", 0, "start no new cell after this many seconds (0: no limit)")
+flags.DEFINE_integer("threads", 8, "threads that compile kernels ahead")
+flags.DEFINE_bool("repro", False, "print a command line that repeats each cell")
+flags.DEFINE_bool("list", False, "print the cells and their floors, and measure nothing")
+flags.DEFINE_bool("readme", False, "write README's table from the results folder, and stop")
+flags.DEFINE_bool("verify", True, "check every result against float32 before it is timed")
+
+console = Console(width=None if sys.stdout.isatty() else 140)
+
+
+def shape_of(text: str) -> tuple[int, int]:
+    """ "4096x8192" -> (4096, 8192). Raises ValueError naming the flag."""
+    first, _, second = text.partition("x")
+    if not (first.isdigit() and second.isdigit()):
+        raise ValueError(f"--shapes: expected NxK such as 4096x8192, got {text!r}")
+    return int(first), int(second)
+
+
+def repro(cell: Cell) -> str:
+    """A command line that measures this cell alone."""
+    shape = f"{cell.m if cell.n is None else cell.n}x{cell.k}"
+    line = f"python -m benchmarks --suite {FAMILIES[cell.family].suite}"
+    line += f" --families {cell.family} --shapes {shape} --ms {cell.m}"
+    return line if cell.group is None else f"{line} --groups={cell.group}"
+
+
+def chosen_cells() -> list[Cell]:
+    shapes = [shape_of(s) for s in FLAGS.shapes] if FLAGS.shapes else None
+    if FLAGS.held_out:
+        shapes = suites.HELD_OUT
+    ints = [[int(v) for v in flag] if flag else None for flag in (FLAGS.ms, FLAGS.groups)]
+    return suites.cells(FLAGS.suite, FLAGS.families, shapes, *ints)
+
+
+def machine() -> tuple[str, str, dict[str, str]]:
+    """The device's name, its driver, and the versions that matter."""
+    import subprocess
+
+    import torch
+
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    versions = {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "torch")}
+    versions["cuda"] = torch.version.cuda
+    return torch.cuda.get_device_name(), driver, versions
+
+
+def reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
+
+
+def measure(cell: Cell, weights, future: Future, device: str) -> dict:
+    """One cell: ours and every peer, each checked before it is timed; failures become reasons."""
+    from benchmarks import operands as ops
+    from benchmarks import peers as peer_table
+
+    o = ops.make_operands(cell, weights)
+    times, others, failed = {}, {}, {}
+    kernel = config = ""
+    us = err = None
+    limit = FAMILIES[cell.family].max_rel_err
+
+    def check(out, reference) -> float | None:
+        if not FLAGS.verify:
+            return None
+        error = ops.rel_err(out, reference)
+        if not error <= limit:
+            raise ArithmeticError(f"relative error {error:.3g} is over {limit:g}")
+        return error
+
+    try:
+        made, function = future.result()
+        kernel, config = made.kernel, made.config
+        arguments = made.operands(o)
+        err = check(made.finish(function(*arguments[0]), o), o.reference)
+        calls = [lambda a=a: function(*a) for a in arguments]
+        us = timing.graph_time(calls if cell.m < 1024 else calls[:4])
+    except Exception as error:
+        failed["ours"] = reason(error)
+    for peer in peer_table.peers_of(cell.family):
+        if FLAGS.peers and peer.source not in FLAGS.peers:
+            continue
+        try:
+            built = peer.build(o)
+            out = built.finish(built.calls[0]())
+            check(out, built.reference() if built.reference else o.reference)
+            calls = built.calls if cell.m < 1024 else built.calls[:4]
+            t = built.time() if built.time else timing.graph_time(calls)
+            (times if peer.eligible else others)[peer.name] = t
+        except Exception as error:
+            failed[peer.name] = reason(error)
+    return report.make_record(
+        cell, kernel=kernel, config=config, us=us, peers=times, others=others, rel_err=err,
+        failed=failed, ceilings=CEILINGS.get(device),
+    )  # fmt: skip
+
+
+def run(cells: list[Cell]) -> int:
+    """Measures the cells, saving after each; the number of cells that failed."""
+    import torch
+
+    from benchmarks import operands as ops
+    from benchmarks import ours
+
+    device, driver, versions = machine()
+    name = FLAGS.name or f"{FLAGS.suite}-{device.split()[-1].lower()}"
+    path = Path(FLAGS.out) / f"{name}.json"
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    head = report.header(command, device, driver, versions)
+    records = report.load(path)[1] if FLAGS.resume and path.exists() else []
+    have = {report.key(r) for r in records if r["us"]}
+    cells = [c for c in cells if c.key not in have]
+    started, fresh = time.time(), []
+    timing.raise_clocks()
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=Console(stderr=True), disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+    with ThreadPoolExecutor(FLAGS.threads) as pool, bar:
+        futures = {c: pool.submit(ours.compiled, c) for c in cells}
+        task = bar.add_task(FLAGS.suite, total=len(cells))
+        for shape, same in itertools.groupby(cells, lambda c: (c.family, c.n, c.k, c.group)):
+            weights = None
+            for cell in same:
+                if FLAGS.cap and time.time() - started > FLAGS.cap:
+                    futures[cell].cancel()
+                    continue
+                bar.update(task, description=str(cell))
+                if weights is None and shape[1] is not None:
+                    weights = ops.make_weights(cell)
+                record = measure(cell, weights, futures[cell], device)
+                fresh.append(record)
+                report.save(path, head, report.merge(records, fresh))
+                bar.advance(task)
+                if not sys.stderr.isatty():
+                    show(cell, record, time.time() - started)
+                if FLAGS.repro:
+                    console.print(f"  {repro(cell)}", style="dim", soft_wrap=True)
+            torch.cuda.empty_cache()
+    report.print_tables(fresh, console)
+    report.draw_roofline(fresh, path.with_suffix(".png"), device)
+    console.print(f"{path}  {path.with_suffix('.png').name}", soft_wrap=True)
+    return sum("ours" in r.get("failed", {}) for r in fresh)
+
+
+def show(cell: Cell, record: dict, seconds: float) -> None:
+    """One line a cell where no bar can be drawn."""
+    ours = f"{record['us']:9.2f} us" if record["us"] else record["failed"]["ours"]
+    ratio = record["ratio_to_best_peer"]
+    print(f"[{seconds:6.1f}] {str(cell):34} {ours}  ratio {ratio or '-'}  {record['config']}",
+          flush=True)  # fmt: skip
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        raise app.UsageError(f"flags only, got {' '.join(argv[1:])}")
+    if FLAGS.readme:
+        files = [report.load(p) for p in sorted(Path(FLAGS.out).glob("*.json"))]
+        report.write_readme(Path("README.md"), files)
+        console.print(f"README.md: {len(files)} results files")
+        return
+    try:
+        cells = chosen_cells()
+    except ValueError as error:
+        raise app.UsageError(str(error)) from None
+    if FLAGS.list:
+        ceilings = CEILINGS["NVIDIA H200"]
+        for cell in cells:
+            console.print(f"{str(cell):40} floor {suites.floor_us(cell, ceilings):9.2f} us (H200)")
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise app.UsageError("an NVIDIA GPU is needed to measure; --list shows what would be")
+    if failures := run(cells):
+        console.print(f"[red]{failures} cells of ours failed[/red]; the records say why")
+
+
+if __name__ == "__main__":
+    app.run(main)

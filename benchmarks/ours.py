@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""Our kernels, compiled for a cell from its shapes alone and launched through the direct route.
+
+`plan(cell)` needs no data, so that many cells compile in threads while others are timed; `bind`
+gives the plan a cell's tensors.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import torch
+
+from benchmarks.operands import F8, Operands, Weights
+from benchmarks.suites import FAMILIES, Cell
+from jaxkernels.mosaic.device import trace_device
+from jaxkernels.problem import MixedMMProblem, ScaledMMProblem
+from jaxkernels.quantized import QuantizedTensor
+from jaxkernels.scalar_types import scalar_types
+
+BF16 = jnp.bfloat16
+
+
+@dataclass
+class Plan:
+    """A cell's function on flat arrays, and how it is called.
+
+    Attributes:
+      fn: JAX function of the arrays below.
+      structs: its arguments' shapes and dtypes.
+      operands: gives one tuple of torch tensors a weight copy.
+      kernel, config: what the record says ran.
+      finish: turns the first call's result into the float result that the cell checks.
+    """
+
+    fn: Callable
+    structs: tuple
+    operands: Callable[[Operands], list[tuple[torch.Tensor, ...]]]
+    kernel: str
+    config: str
+    finish: Callable[[object, Operands], torch.Tensor] = lambda out, o: out
+
+
+def plan(cell: Cell) -> Plan:
+    """How our kernels run this cell. Raises where they do not take it, with the reason."""
+    op = FAMILIES[cell.family].op
+    return {"scaled_mm": _scaled, "w8a8_linear": _linear, "mixed_mm": _mixed,
+            "quantize": _quantize}[op](cell)  # fmt: skip
+
+
+def _hopper(implementations):
+    return next(i for i in implementations if i.name == "hopper")
+
+
+def _supported(implementation, problem) -> str:
+    """The default config's text; raises with the reasons if the problem is not taken."""
+    device = trace_device()
+    support = implementation.supports(problem, device)
+    if not support:
+        raise ValueError("; ".join(support.reasons))
+    return str(implementation.default_config(problem, device))
+
+
+def _struct(shape, dtype) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _scaled(cell: Cell) -> Plan:
+    from jaxkernels import scaled_mm as op
+    from jaxkernels.scaled_mm.op import IMPLEMENTATIONS
+
+    m, n, k = cell.m, cell.n, cell.k
+    f = FAMILIES[cell.family]
+    dtype = jnp.int8 if f.rate == "int8" else jnp.float8_e4m3fn
+    block, azp = f.name == "fp8-block", f.name == "int8-azp"
+    name = jnp.dtype(dtype).name
+    problem = ScaledMMProblem(
+        m, n, k, name, name, "bfloat16",
+        "group" if block else "token", "block" if block else "channel", False,
+        "token" if azp else None,
+    )  # fmt: skip
+    groups = -(-k // 128)
+    structs = [
+        _struct((m, k), dtype),
+        _struct((n, k), dtype),
+        _struct((m, groups if block else 1), jnp.float32),
+        _struct((-(-n // 128), groups) if block else (n, 1), jnp.float32),
+    ]
+    if azp:
+        structs += [_struct((m, 1), jnp.int32), _struct((n,), jnp.int32)]
+
+    def fn(x, w, x_scale, w_scale, azp=None, azp_adj=None):
+        return op(
+            x, w, x_scale, w_scale, azp=azp, azp_adj=azp_adj, out_dtype=BF16,
+            implementation="hopper",
+        )  # fmt: skip
+
+    def operands(o: Operands):
+        extra = ()
+        if azp:
+            extra = (o.azp, o.weights.data[0].sum(1, dtype=torch.int32))
+        x_scale = o.x_scale.contiguous()
+        return [(o.x, w, x_scale, o.weights.scale, *extra) for w in o.weights.data]
+
+    config = _supported(_hopper(IMPLEMENTATIONS), problem)
+    return Plan(fn, tuple(structs), operands, "scaled_mm/hopper", config)
+
+
+def _linear(cell: Cell) -> Plan:
+    from jaxkernels.scaled_mm.op import w8a8_linear
+
+    m, n, k = cell.m, cell.n, cell.k
+    structs = (
+        _struct((m, k), BF16),
+        _struct((n, k), jnp.float8_e4m3fn),
+        _struct((n, 1), jnp.float32),
+    )
+
+    def fn(x, w, w_scale):
+        weight = _tensor(w, w_scale, (n, k), scalar_types.float8_e4m3fn, (1, -1))
+        return w8a8_linear(x, weight, out_dtype=BF16)
+
+    def operands(o: Operands):
+        return [(o.x, w, o.weights.scale) for w in o.weights.data]
+
+    return Plan(fn, structs, operands, "w8a8_linear", "")
+
+
+_TYPES = {
+    "w4a16": "uint4b8",
+    "w4a16-zp": "uint4",
+    "w8a16-int8": "uint8b128",
+    "w8a16-fp8": "float8_e4m3fn",
+    "w4a8-fp8": "uint4b8",
+    "w4a8-int8": "uint4b8",
+    "fp4-nv": "float4_e2m1f",
+    "fp4-mx": "float4_e2m1f",
+}
+
+
+def _tensor(data, scale, shape, scalar_type, group_shape, **more) -> QuantizedTensor:
+    return QuantizedTensor(
+        data, scale, shape=shape, scalar_type=scalar_type, group_shape=group_shape, **more
+    )
+
+
+def _weight_struct(cell: Cell) -> QuantizedTensor:
+    """The checkpoint-layout weight of a cell, as shapes."""
+    f, n, k = FAMILIES[cell.family], cell.n, cell.k
+    kind = getattr(scalar_types, _TYPES[cell.family])
+    groups = 1 if cell.group == -1 else k // cell.group
+    byte = jnp.float8_e4m3fn if f.name == "w8a16-fp8" else jnp.uint8
+    scale = {"fp4-nv": jnp.float8_e4m3fn, "fp4-mx": jnp.float8_e8m0fnu}.get(
+        f.name, jnp.float32 if f.name == "w4a8-fp8" else BF16
+    )
+    more = {}
+    if f.zero_points:
+        more["zero_point"] = _struct((n, groups), jnp.uint8)
+    if f.name == "fp4-nv":
+        more["global_scale"] = _struct((), jnp.float32)
+    return _tensor(
+        _struct((n, k * f.w_bits // 8), byte), _struct((n, groups), scale), (n, k), kind,
+        (1, cell.group), **more,
+    )  # fmt: skip
+
+
+def _fill(struct: QuantizedTensor, w: Weights) -> QuantizedTensor:
+    """The struct's arrays, from the first weight copy."""
+    given = [t for t in (w.data[0], w.scale, w.zero_point, w.global_scale) if t is not None]
+    arrays = [jax.dlpack.from_dlpack(t.contiguous()) for t in given]
+    return jax.tree.unflatten(jax.tree.structure(struct), arrays)
+
+
+def _like(t: torch.Tensor) -> torch.Tensor:
+    """Another weight of the same packed layout: any bits are valid codes."""
+    if t.dtype == F8:
+        from benchmarks.operands import random_fp8
+
+        return random_fp8(*t.shape)
+    raw = torch.randint(0, 256, (t.numel() * t.element_size(),), device=t.device, dtype=torch.uint8)
+    return raw.view(t.dtype).view(t.shape)
+
+
+def _mixed(cell: Cell) -> Plan:
+    from jaxkernels import mixed_mm as op
+    from jaxkernels.mixed_mm.op import IMPLEMENTATIONS
+    from jaxkernels.mixed_mm.prepare import prepare
+
+    m, n, k = cell.m, cell.n, cell.k
+    f = FAMILIES[cell.family]
+    plain = _weight_struct(cell)
+    prepared = jax.eval_shape(prepare, plain)
+    leaves, tree = jax.tree.flatten(prepared)
+    a8 = f.x_bits == 8
+    dtype = (jnp.int8 if f.rate == "int8" else jnp.float8_e4m3fn) if a8 else BF16
+    problem = MixedMMProblem(
+        m, n, k, plain.scalar_type, jnp.dtype(dtype).name, "bfloat16", cell.group,
+        plain.granularity, f.zero_points, False, False, prepared.layout,
+        scale_dtype=jnp.dtype(plain.scale.dtype).name, global_scale=f.name == "fp4-nv",
+    )  # fmt: skip
+
+    def fn(x, *leaves):
+        weight = jax.tree.unflatten(tree, leaves)
+        return op(x, weight, out_dtype=BF16, implementation="hopper")
+
+    def operands(o: Operands):
+        return [(o.x, *leaves) for leaves in _prepared_copies(o.weights, plain)]
+
+    def finish(out, o: Operands):  # the op multiplies weights only; the token scale is the caller's
+        return out.float() * o.x_scale if a8 else out
+
+    config = _supported(_hopper(IMPLEMENTATIONS), problem)
+    structs = (_struct((m, k), dtype), *leaves)
+    return Plan(fn, structs, operands, "mixed_mm/hopper", config, finish)
+
+
+def _prepared_copies(w: Weights, plain: QuantizedTensor) -> list[tuple[torch.Tensor, ...]]:
+    """The prepared first copy, and as many others with fresh random codes."""
+    from jaxkernels.mixed_mm.prepare import prepare
+
+    if "ours" not in w.packed:
+        arrays = jax.tree.leaves(jax.block_until_ready(jax.jit(prepare)(_fill(plain, w))))
+        first = tuple(torch.from_dlpack(a) for a in arrays)
+        big = max(range(len(first)), key=lambda i: first[i].numel())
+        copies = [first]
+        for _ in w.data[1:]:
+            copies.append(tuple(_like(t) if i == big else t for i, t in enumerate(first)))
+        w.packed["ours"] = copies
+    return w.packed["ours"]
+
+
+def _quantize(cell: Cell) -> Plan:
+    raise ValueError("no kernel quantizes activations yet")
+
+
+@functools.lru_cache(maxsize=512)
+def compiled(cell: Cell) -> tuple[Plan, Callable]:
+    """The plan and its launcher on torch tensors, compiled once a process."""
+    made = plan(cell)
+    return made, torch_function(made.fn, made.structs)
+
+
+def torch_function(fn: Callable, structs: tuple) -> Callable:
+    """`fn`, a function made of Mosaic kernels, on torch tensors and torch's current stream."""
+    from torch_bridge.launch import compile_kernel
+
+    return compile_kernel(fn, *structs)
