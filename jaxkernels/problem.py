@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""The vocabulary of choosing a kernel: what is asked, on which device, by which implementation.
+
+Plain data without arrays: hashable, printable, usable on a machine without the device. A kernel
+states its legality once, as `supports(problem, device) -> Support`, and everything else (ops,
+selection, tuning, tests) asks that one predicate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxkernels.scalar_types import ScalarType
+
+
+@dataclasses.dataclass(frozen=True)
+class Support:
+    """Whether a kernel takes a problem, and if not, every reason why.
+
+    Example:
+      >>> Support.all((True, "never shown"), (4 % 16 == 0, "k must be a multiple of 16, got 4"))
+      Support(ok=False, reasons=('k must be a multiple of 16, got 4',))
+    """
+
+    ok: bool
+    reasons: tuple[str, ...] = ()
+
+    @staticmethod
+    def all(*clauses: tuple[bool, str]) -> Support:
+        """Supported if every condition holds; the reasons are those of the ones that do not."""
+        reasons = tuple(reason for condition, reason in clauses if not condition)
+        return Support(not reasons, reasons)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A processor, as far as choosing a kernel needs to know it.
+
+    Attributes:
+      name: how it is called, "NVIDIA H200".
+      platform: "cuda", "rocm", "xpu", "tpu" or "cpu".
+      capability: (major, minor) on cuda and rocm (gfx90a is (9, 0)), else None.
+      num_sms: streaming multiprocessors, compute units or cores.
+      smem_bytes: shared memory that one block can ask for.
+      l2_bytes: last-level cache on the device.
+      read_gbps: memory read bandwidth in 1e9 bytes a second.
+      peak_tflops: dense peak in 1e12 operations a second, by operand dtype name.
+    """
+
+    name: str
+    platform: str
+    capability: tuple[int, int] | None
+    num_sms: int
+    smem_bytes: int
+    l2_bytes: int
+    read_gbps: float
+    peak_tflops: Mapping[str, float] = dataclasses.field(hash=False)
+
+    @property
+    def is_hopper(self) -> bool:
+        """An NVIDIA GPU of capability 9.x (MI250's gfx90a is a 9.0 too, but not CUDA)."""
+        return self.platform == "cuda" and self.capability is not None and self.capability[0] == 9
+
+
+def _peaks(bf16: float, int8: float, fp8: float | None = None, fp16: float | None = None):
+    peaks = {"float16": bf16 if fp16 is None else fp16, "int8": int8}
+    if bf16:
+        peaks["bfloat16"] = bf16
+    if fp8 is not None:
+        peaks |= {"float8_e4m3fn": fp8, "float8_e5m2": fp8}
+    return peaks
+
+
+_KIB, _MIB = 1 << 10, 1 << 20
+
+# Known parts. Numbers are the vendors' (dense, without sparsity), but for the H200's read
+# bandwidth, which is measured (2026-11-22: 4370 of 4800 GB/s).
+# fmt: off
+DEVICES: dict[str, Device] = {
+    "b200": Device("NVIDIA B200", "cuda", (10, 0), 148, 227 * _KIB, 126 * _MIB, 8000,
+                   _peaks(2250, 4500, 4500)),
+    "h200": Device("NVIDIA H200", "cuda", (9, 0), 132, 227 * _KIB, 60 * _MIB, 4370,
+                   _peaks(989, 1979, 1979)),
+    "h100": Device("NVIDIA H100 80GB HBM3", "cuda", (9, 0), 132, 227 * _KIB, 50 * _MIB, 3350,
+                   _peaks(989, 1979, 1979)),
+    "h20": Device("NVIDIA H20", "cuda", (9, 0), 78, 227 * _KIB, 60 * _MIB, 4000,
+                  _peaks(148, 296, 296)),
+    "a100": Device("NVIDIA A100-SXM4-80GB", "cuda", (8, 0), 108, 163 * _KIB, 40 * _MIB, 2039,
+                   _peaks(312, 624)),
+    "a10": Device("NVIDIA A10", "cuda", (8, 6), 72, 99 * _KIB, 6 * _MIB, 600,
+                  _peaks(125, 250)),
+    "l4": Device("NVIDIA L4", "cuda", (8, 9), 58, 99 * _KIB, 48 * _MIB, 300,
+                 _peaks(121, 242, 242)),
+    "l40s": Device("NVIDIA L40S", "cuda", (8, 9), 142, 99 * _KIB, 96 * _MIB, 864,
+                   _peaks(362, 733, 733)),
+    "rtx4090": Device("NVIDIA GeForce RTX 4090", "cuda", (8, 9), 128, 99 * _KIB, 72 * _MIB, 1008,
+                      _peaks(165, 660, 330)),
+    "t4": Device("Tesla T4", "cuda", (7, 5), 40, 64 * _KIB, 4 * _MIB, 320,
+                 _peaks(0, 130, fp16=65)),
+    "v100": Device("Tesla V100-SXM2-32GB", "cuda", (7, 0), 80, 96 * _KIB, 6 * _MIB, 900,
+                   _peaks(0, 62, fp16=125)),
+    "mi300x": Device("AMD Instinct MI300X", "rocm", (9, 4), 304, 64 * _KIB, 4 * _MIB, 5300,
+                     _peaks(1307, 2614, 2614)),
+    "mi250": Device("AMD Instinct MI250", "rocm", (9, 0), 208, 64 * _KIB, 16 * _MIB, 3277,
+                    _peaks(362, 362)),
+    "xpu": Device("Intel Data Center GPU Max 1550", "xpu", None, 128, 128 * _KIB, 408 * _MIB,
+                  3277, _peaks(839, 1678)),
+    "tpu-v5e": Device("TPU v5 lite", "tpu", None, 1, 128 * _MIB, 128 * _MIB, 819,
+                      _peaks(197, 394)),
+    "tpu-v6e": Device("TPU v6 lite", "tpu", None, 1, 128 * _MIB, 128 * _MIB, 1640,
+                      _peaks(918, 1836)),
+    "cpu": Device("cpu", "cpu", None, 1, 32 * _KIB, 32 * _MIB, 50, {"float32": 1.0}),
+}
+# fmt: on
+
+# Names that runtimes give, where the table's key is not a word of them.
+_KIND_ALIASES = {
+    "tpu v5 lite": "tpu-v5e",
+    "tpu v6 lite": "tpu-v6e",
+    "geforce rtx 4090": "rtx4090",
+    "data center gpu max": "xpu",
+}
+
+
+def find_device(kind: str) -> Device | None:
+    """The known device of a runtime's device name, or None.
+
+    Example:
+      >>> find_device("NVIDIA H200").num_sms
+      132
+      >>> find_device("Some New GPU") is None
+      True
+    """
+    if kind in DEVICES:
+        return DEVICES[kind]
+    text = kind.lower().replace("-", " ").replace("_", " ")
+    for alias, key in _KIND_ALIASES.items():
+        if alias in text:
+            return DEVICES[key]
+    for word in text.split():
+        if word in DEVICES:
+            return DEVICES[word]
+    return None
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name problems use for a dtype: "bfloat16", "int8", "float8_e4m3fn".
+
+    Example:
+      >>> dtype_name(jnp.bfloat16), dtype_name("int8")
+      ('bfloat16', 'int8')
+    """
+    return jnp.dtype(dtype).name
+
+
+def _bytes(name: str) -> int:
+    return jnp.dtype(name).itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledMMProblem:
+    """One scaled GEMM: `out[m, n] = sum_k x[m, k] w[n, k]` of two 8-bit operands, with scales.
+
+    Attributes:
+      m, n, k: sizes.
+      x_dtype, w_dtype, out_dtype: dtype names.
+      x_scale: "tensor", "token" (one a row of x) or "group" (one per 128 of K).
+      w_scale: "tensor", "channel" (one a row of w) or "block" (128 x 128).
+      bias: whether a bias [n] is added.
+      azp: None, "static" (azp_adj holds azp * rowsum(w)) or "token" (azp [m, 1], azp_adj [n]).
+    """
+
+    m: int
+    n: int
+    k: int
+    x_dtype: str
+    w_dtype: str
+    out_dtype: str
+    x_scale: str = "tensor"
+    w_scale: str = "tensor"
+    bias: bool = False
+    azp: str | None = None
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of the product."""
+        return 2 * self.m * self.n * self.k
+
+    @property
+    def min_bytes(self) -> int:
+        """Bytes that must move: each operand read once, the result written once."""
+        rows, columns = self.m, self.n
+        groups, blocks = -(-self.k // 128), -(-self.n // 128)
+        scales = {"tensor": 1, "token": rows, "group": rows * groups}[self.x_scale]
+        scales += {"tensor": 1, "channel": columns, "block": blocks * groups}[self.w_scale]
+        vectors = columns * _bytes(self.out_dtype) * self.bias
+        vectors += {None: 0, "static": 4 * columns, "token": 4 * (columns + rows)}[self.azp]
+        return (
+            rows * self.k * _bytes(self.x_dtype)
+            + columns * self.k * _bytes(self.w_dtype)
+            + rows * columns * _bytes(self.out_dtype)
+            + 4 * scales
+            + vectors
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedMMProblem:
+    """One mixed-precision GEMM: quantized weights, 16-bit (or float32) activations.
+
+    Attributes:
+      m, n, k: sizes.
+      weight_type: the weights' `ScalarType`.
+      x_dtype, out_dtype: dtype names.
+      group_size: elements of K per scale; -1 is the whole of K.
+      granularity: "tensor", "channel", "group" or "block".
+      zero_points, g_idx, bias: whether there are any.
+      layout: "plain", or the name of a prepared layout.
+      scale_dtype: dtype name of the scales.
+      global_scale: whether there is a second-level scale.
+    """
+
+    m: int
+    n: int
+    k: int
+    weight_type: ScalarType
+    x_dtype: str
+    out_dtype: str
+    group_size: int = -1
+    granularity: str = "channel"
+    zero_points: bool = False
+    g_idx: bool = False
+    bias: bool = False
+    layout: str = "plain"
+    scale_dtype: str = "float32"
+    global_scale: bool = False
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of the product."""
+        return 2 * self.m * self.n * self.k
+
+    @property
+    def min_bytes(self) -> int:
+        """Bytes that must move: each operand read once, the result written once."""
+        bits = self.weight_type.size_bits
+        groups = 1 if self.group_size == -1 else -(-self.k // self.group_size)
+        scales = {"tensor": 1, "channel": self.n, "group": self.n * groups}.get(
+            self.granularity, -(-self.n // 128) * groups
+        )
+        return (
+            self.m * self.k * _bytes(self.x_dtype)
+            + self.n * self.k * bits // 8
+            + self.m * self.n * _bytes(self.out_dtype)
+            + scales * (_bytes(self.scale_dtype) + self.zero_points)
+            + self.g_idx * 4 * self.k
+            + self.bias * self.n * _bytes(self.out_dtype)
+        )
+
+
+class ScaledMMOperands(NamedTuple):
+    """The arrays of a `ScaledMMProblem`, in the one shape that implementations see.
+
+    x [m, k]; w [n, k]; x_scale f32 [1, 1], [m, 1] or [m, ceil(k / 128)]; w_scale f32 [1, 1],
+    [n, 1] or [ceil(n / 128), ceil(k / 128)]; bias [n] or None; azp int32 [m, 1] or None;
+    azp_adj int32 [n] or None.
+    """
+
+    x: jax.Array
+    w: jax.Array
+    x_scale: jax.Array
+    w_scale: jax.Array
+    bias: jax.Array | None = None
+    azp: jax.Array | None = None
+    azp_adj: jax.Array | None = None
+
+
+class MixedMMOperands(NamedTuple):
+    """The arrays of a `MixedMMProblem`: x [m, k], w a `QuantizedTensor`, bias [n] or None."""
+
+    x: jax.Array
+    w: Any
+    bias: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    """One way to compute a problem.
+
+    Attributes:
+      name: what `implementation=` calls it: "hopper", "xla", "reference".
+      supports: (problem, device) -> Support; the only statement of what it takes.
+      run: (problem, operands, config) -> array [m, n]; traced, config None means the default.
+      default_config: (problem, device) -> config, from tables and model, or None.
+      configs: (problem, device) -> tuple of legal configs, for tuning and tests.
+    """
+
+    name: str
+    supports: Callable[[Any, Device], Support]
+    run: Callable[[Any, Any, Any], jax.Array]
+    default_config: Callable[[Any, Device], Any] = lambda problem, device: None
+    configs: Callable[[Any, Device], tuple] = lambda problem, device: ()
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeProblem:
+    """One activation quantization: x [m, k] to 8 bits, with a given or a found scale.
+
+    Attributes:
+      m, k: rows (all leading dimensions of x) and row length.
+      x_dtype, out_dtype: dtype names; out is "int8" or "float8_e4m3fn".
+      scale: "static" (given, one number), "tensor", "token" or "group" (found).
+      symmetric: False where there is a zero point (int8 only).
+      scale_ub: whether an upper bound on the row's absmax is given (fp8, "token").
+      group_size: elements of k per scale ("group").
+      ue8m0: scales are rounded up to powers of two ("group").
+      column_major: scales come as [groups, m] instead of [m, groups].
+      tma_aligned: with column_major, m is padded to a multiple of 4 there.
+    """
+
+    m: int
+    k: int
+    x_dtype: str
+    out_dtype: str
+    scale: str
+    symmetric: bool = True
+    scale_ub: bool = False
+    group_size: int = -1
+    ue8m0: bool = False
+    column_major: bool = False
+    tma_aligned: bool = False
+
+    @property
+    def min_bytes(self) -> int:
+        """Bytes that must move: x read once, the result and the scales written once."""
+        groups = -(-self.k // self.group_size) if self.scale == "group" else 1
+        scales = {"static": 1, "tensor": 1}.get(self.scale, self.m * groups)
+        zero_points = 0 if self.symmetric or self.scale == "static" else self.m
+        return self.m * self.k * (_bytes(self.x_dtype) + 1) + 4 * (scales + zero_points)
+
+
+class QuantizeOperands(NamedTuple):
+    """The arrays of a `QuantizeProblem`.
+
+    x [m, k]; scale f32 [1, 1] and zero_point int32 [1, 1] of a static scheme, else None;
+    scale_ub f32 [1, 1] or None. An implementation's `run` gives (q [m, k], scale, azp or None):
+    scale f32 [1, 1], [m, 1], [m, groups] or [groups, m or padded m]; azp int32 [m, 1].
+    """
+
+    x: jax.Array
+    scale: jax.Array | None = None
+    zero_point: jax.Array | None = None
+    scale_ub: jax.Array | None = None
