@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""One quantized linear layer, run on torch tensors by whichever route fits its device.
+
+A `Runner` holds what is compiled for a kind of layer: a `Scheme` (how activations are quantized,
+which implementations are tried) and the shapes of its `Operands`. Layers of one kind share it.
+M is served in buckets: the rows of x are padded up to the next of 23 sizes (up to 8192), so that
+no M after the first few compiles anything, and a whole model needs few variants.
+
+On a GPU a variant is a `LaunchableKernel`; what cannot be launched directly, and everything on a
+CPU, is a jit-ed JAX function behind DLPack. Both are called the same way.
+"""
+
+import bisect
+import dataclasses
+import functools
+import threading
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import torch
+from torch.utils.weak import WeakIdKeyDictionary
+
+from jaxkernels import mixed_mm, quantize_fp8, quantize_fp8_group, quantize_int8, scaled_mm
+from jaxkernels.quantized import QuantizedTensor
+from torch_bridge import launch
+from torch_bridge.dlpack import jax_device, to_jax, to_torch
+
+# At most a third of a padded batch is padding, and M up to 8192 needs 23 variants.
+BUCKETS = (
+    1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096,
+    6144, 8192,
+)  # fmt: skip
+_LARGEST = BUCKETS[-1]
+_BUCKET_OF = tuple(BUCKETS[bisect.bisect_left(BUCKETS, m)] for m in range(_LARGEST + 1))
+
+
+def bucket(m: int) -> int:
+    """The number of rows that m rows are run as; above 8192, the next multiple of 2048.
+
+    Example:
+      >>> [bucket(m) for m in (1, 3, 17, 1000, 10_000)]
+      [1, 4, 24, 1024, 10240]
+    """
+    return _BUCKET_OF[m] if m <= _LARGEST else -(-m // 2048) * 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """What is done with a layer's operands, apart from their values.
+
+    Attributes:
+      activation: None (x stays as it is: `mixed_mm`), or as in `jaxkernels.w8a8_linear`: "int8",
+        "int8-asym", "fp8", "fp8-tensor", "fp8-group".
+      implementations: what the GEMM's op may run, in order; None for its own order.
+      out_dtype: name of the result's dtype; None is x's.
+    """
+
+    activation: str | None
+    implementations: tuple[str, ...] | None = None
+    out_dtype: str | None = None
+
+
+class Operands(NamedTuple):
+    """A layer's arrays. Leaves are torch tensors, JAX arrays or structs; a pytree.
+
+    Attributes:
+      w: the weight.
+      x_scale: float32, one number: the activation scale of a static scheme.
+      azp: int32, one number: the activation zero point of a static asymmetric scheme.
+      azp_adj: int32 [1, N], `sum_k w[n, k]`; times azp in a static scheme.
+      scale_ub: float32, one number: caps what a token's scale is made from ("fp8").
+    """
+
+    w: QuantizedTensor
+    x_scale: Any = None
+    azp: Any = None
+    azp_adj: Any = None
+    scale_ub: Any = None
+
+
+def linear(scheme: Scheme, x: jax.Array, operands: Operands, bias: jax.Array | None) -> jax.Array:
+    """The layer as a JAX function: `x [M, K]` to `[M, N]`."""
+    w, x_scale, azp, azp_adj, scale_ub = operands
+    out_dtype = scheme.out_dtype or x.dtype
+    how = {"bias": bias, "out_dtype": out_dtype, "implementation": scheme.implementations}
+    if scheme.activation is None:
+        return mixed_mm(x, w, **how)
+    if scheme.activation == "fp8-group":
+        q, x_scale = quantize_fp8_group(x, 128)
+    elif scheme.activation.startswith("fp8"):
+        per_token = scheme.activation == "fp8"
+        q, x_scale = quantize_fp8(x, x_scale, per_token=per_token, scale_ub=scale_ub)
+    else:
+        symmetric = scheme.activation == "int8"
+        static = x_scale is not None
+        q, x_scale, row_azp = quantize_int8(x, x_scale, azp, symmetric=symmetric)
+        # A static zero point is in azp_adj already, so that nothing is multiplied in a call.
+        how |= {"azp": None if static else row_azp, "azp_adj": azp_adj}
+    return scaled_mm(q, w, x_scale, **how)
+
+
+def runner_for(scheme: Scheme, operands: Operands) -> "Runner":
+    """The runner of layers with these shapes; one for all of them."""
+    leaves, tree = jax.tree.flatten(operands)
+    return _runner(scheme, tree, tuple((tuple(v.shape), _name(v.dtype)) for v in leaves))
+
+
+@functools.cache
+def _runner(scheme, tree, specs):
+    return Runner(scheme, tree, specs)
+
+
+def _name(dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class Runner:
+    """Compiled variants of one kind of layer, by rows, dtype and device."""
+
+    def __init__(self, scheme: Scheme, tree, specs):
+        self.scheme = scheme
+        self._tree = tree
+        self._structs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in specs]
+        self.n, self.k = jax.tree.unflatten(tree, self._structs).w.shape
+        self._variants: dict[tuple, Any] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, x: torch.Tensor, leaves, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """`x [M, K]` contiguous, M > 0, and the operands' leaves, all on one device."""
+        m = x.shape[0]
+        rows = _BUCKET_OF[m] if m <= _LARGEST else bucket(m)
+        key = (rows, x.dtype, x.device, bias is None or bias.dtype)
+        variant = self._variants.get(key) or self._compile(key)
+        if rows != m:
+            padded = x.new_zeros((rows, self.k))
+            padded[:m] = x
+            x = padded
+        y = variant(x, *leaves) if bias is None else variant(x, *leaves, bias)
+        return y if rows == m else y[:m]
+
+    def variants(self) -> list[tuple]:
+        """(rows, dtype, device, route) of everything compiled so far."""
+        return [(*key[:3], type(v).__name__) for key, v in sorted(self._variants.items(), key=str)]
+
+    def prepare(self, rows: int, dtype: torch.dtype, device: torch.device, bias_dtype=None) -> None:
+        """Compiles the variant that serves `rows` rows, if it is not there yet."""
+        key = (bucket(rows), dtype, device, True if bias_dtype is None else bias_dtype)
+        if key not in self._variants:
+            self._compile(key)
+
+    def _compile(self, key):
+        rows, dtype, device, bias_dtype = key
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"no kernel is compiled for {rows} rows of {dtype} yet, and a CUDA graph is being "
+                "captured; call torch_bridge.warmup, or the layer itself, before the capture"
+            )
+        with self._lock:
+            if key not in self._variants:
+                self._variants[key] = self._build(rows, dtype, device, bias_dtype)
+            return self._variants[key]
+
+    def _build(self, rows, dtype, device, bias_dtype):
+        structs = [jax.ShapeDtypeStruct((rows, self.k), _name(dtype)), *self._structs]
+        if bias_dtype is not True:
+            structs.append(jax.ShapeDtypeStruct((self.n,), _name(bias_dtype)))
+        count = len(self._structs)
+
+        def function(x, *leaves):
+            operands = jax.tree.unflatten(self._tree, leaves[:count])
+            return linear(self.scheme, x, operands, *(leaves[count:] or (None,)))
+
+        if device.type == "cuda" and launch.direct_route().ok:
+            try:
+                return launch.compile_kernel(function, *structs, device=device)
+            except launch.NotDirect as e:
+                _warn_not_direct(self.scheme, str(e))
+        elif device.type == "cuda":
+            _warn_no_route(launch.direct_route().reasons)
+        return _Jitted(function, device)
+
+
+@functools.cache
+def _warn_not_direct(scheme, reason):
+    warnings.warn(
+        f"torch_bridge: {scheme} runs through XLA and DLPack, with about 0.3 ms of host time a "
+        f"call and no CUDA graphs: {reason}",
+        stacklevel=2,
+    )
+
+
+@functools.cache
+def _warn_no_route(reasons):
+    warnings.warn(
+        "torch_bridge: kernels go through XLA and DLPack, with about 0.3 ms of host time a call "
+        f"and no CUDA graphs: {'; '.join(reasons)}",
+        stacklevel=2,
+    )
+
+
+# JAX's views of weights, so that a call converts its activations only. Keyed by the tensor object;
+# an entry is stale once the tensor has other memory.
+_views: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def _view(tensor: torch.Tensor) -> jax.Array:
+    found = _views.get(tensor)
+    if found is not None and found[0] == tensor.data_ptr():
+        return found[1]
+    array = to_jax(tensor.detach())
+    if array.unsafe_buffer_pointer() == tensor.data_ptr():  # a view, so it follows later writes
+        _views[tensor] = (tensor.data_ptr(), array)
+    return array
+
+
+class _Jitted:
+    """A jit-ed JAX function on torch tensors: x first, then tensors that live on."""
+
+    def __init__(self, function, device: torch.device):
+        self._function = jax.jit(function)
+        self._device = jax_device(device)
+
+    def __call__(self, x, *leaves):
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "this layer runs through XLA and DLPack, which a CUDA graph cannot capture; the "
+                "warning at its first call says why it has no direct launch"
+            )
+        with jax.default_device(self._device):
+            return to_torch(self._function(to_jax(x.detach()), *map(_view, leaves)))
