@@ -8,6 +8,7 @@ One table for everybody: `torch_bridge.quantize_` reads it for torch modules, an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +129,22 @@ RECIPES: dict[str, Recipe] = {
         Recipe("fp8-block", "fp8_block", _E4M3, 128, granularity="block", activation="fp8-group"),
     )
 }
+
+
+def static_int8_scale(low: float, high: float) -> tuple[float, int]:
+    """(scale, azp) of static int8 activations in [low, high]: `q = sat8(rne(x / scale) + azp)`.
+
+    The range is widened to hold 0, so that zeros (padding, ReLU) stay exact.
+
+    Example:
+      >>> static_int8_scale(0.0, 510.0)
+      (2.0, -128)
+    """
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    if not math.isfinite(high - low):
+        raise ValueError(f"low, high: expected a finite range, got {low} and {high}")
+    scale = (high - low) / 255 or 1.0
+    return scale, round(-128 - low / scale)
 
 
 def get_recipe(recipe: str | Recipe) -> Recipe:
