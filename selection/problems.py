@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""From a layer's config to the problem that jaxkernels is asked to compute, and by what.
+
+A legality rule is stated once, in an implementation's own `supports(problem, device)`. This file
+asks it on behalf of a kernel class: which of the class's implementations would run, and why those
+before it would not.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from jaxkernels.problem import (
+    Device,
+    Implementation,
+    MixedMMProblem,
+    ScaledMMProblem,
+)
+from jaxkernels.scalar_types import scalar_types
+from selection.dtypes import dtype_name
+
+Problem = ScaledMMProblem | MixedMMProblem
+
+# Sizes of a layer whose config does not say them, and the rows asked about where nobody names M.
+NOMINAL_SIZE = 4096
+NOMINAL_M = 16
+
+# Weights are brought into these layouts at load, whichever their implementation wants.
+_LAYOUTS = ("plain", "hopper_fragment")
+
+_WEIGHT_TYPES = {
+    "float8_e4m3fn": scalar_types.float8_e4m3fn,
+    "float8_e5m2": scalar_types.float8_e5m2,
+}
+
+
+@functools.cache
+def _table(op: str) -> dict[str, Implementation]:
+    module = importlib.import_module(f"jaxkernels.{op}.op")
+    return {implementation.name: implementation for implementation in module.IMPLEMENTATIONS}
+
+
+@functools.cache
+def implementations_of(backing: Any) -> tuple[tuple[str, Implementation], ...]:
+    """(name, implementation) of those in a `Backing` that exist in this version, in its order."""
+    if backing is None:
+        return ()
+    table = _table(backing.op)
+    return tuple((name, table[name]) for name in backing.implementations if name in table)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What runs a problem: an implementation's name, and why those before it would not.
+
+    Attributes:
+      name: of the implementation, or None where none takes the problem.
+      problem: as given, in the layout that the implementation wants.
+      rejected: (name, reason) in order; an implementation that does not exist yet says so.
+      fallback: XLA runs it on CUDA, where the class has kernels of ours to try first.
+    """
+
+    name: str | None
+    problem: Problem
+    rejected: tuple[tuple[str, str], ...]
+    fallback: bool
+
+    @property
+    def why_none(self) -> str:
+        """Every implementation's reason, on one line."""
+        return "; ".join(f"{name}: {reason}" for name, reason in self.rejected)
+
+
+def _with_layout(problem: Problem, layout: str) -> Problem:
+    if layout == "plain" or not isinstance(problem, MixedMMProblem):
+        return problem
+    fields = {name: getattr(problem, name) for name in problem.__dataclass_fields__}
+    return MixedMMProblem(**(fields | {"layout": layout}))
+
+
+@functools.lru_cache(maxsize=4096)
+def resolve(backing: Any, problem: Problem, device: Device) -> Resolved:
+    """Which implementation of a backing runs a problem on a device; asks no hardware."""
+    table = _table(backing.op)
+    rejected = []
+    layouts = _LAYOUTS if isinstance(problem, MixedMMProblem) else _LAYOUTS[:1]
+    for name in backing.implementations:
+        if name not in table:
+            rejected.append((name, "no such kernel in this version"))
+            continue
+        reasons: tuple[str, ...] = ()
+        for layout in layouts:
+            laid_out = _with_layout(problem, layout)
+            support = table[name].supports(laid_out, device)
+            if support.ok:
+                slow = name == "xla" and device.platform == "cuda" and bool(rejected)
+                return Resolved(name, laid_out, tuple(rejected), slow)
+            # Of two refusals, the shorter is the one that is not about the layout.
+            if not reasons or len(support.reasons) < len(reasons):
+                reasons = support.reasons
+        rejected.append((name, "; ".join(reasons)))
+    return Resolved(None, problem, tuple(rejected), False)
+
+
+def _half(dtype: Any, default: str = "bfloat16") -> str:
+    name = default if dtype is None else dtype_name(dtype)
+    return name if name in ("float16", "bfloat16", "float32") else default
+
+
+def _mixed(config: Any, m: int, n: int | None, k: int | None) -> MixedMMProblem:
+    in_features, out_features = config.partition_weight_shape
+    n, k = n or out_features, k or in_features
+    group = config.group_size
+    whole = group == -1 or group == config.full_weight_shape[0]
+    act = dtype_name(config.act_type)
+    out = act if config.out_type is None else dtype_name(config.out_type)
+    return MixedMMProblem(
+        m=m,
+        n=n,
+        k=k,
+        weight_type=config.weight_type,
+        x_dtype=act,
+        out_dtype=_half(out),
+        group_size=-1 if whole else group,
+        granularity="channel" if whole else "group",
+        zero_points=bool(config.zero_points),
+        g_idx=bool(config.has_g_idx),
+        scale_dtype=_half(act),
+    )
+
+
+def _int8(config: Any, m: int, n: int, k: int) -> ScaledMMProblem:
+    static = bool(config.is_static_input_scheme)
+    azp = None if config.input_symmetric else ("static" if static else "token")
+    return ScaledMMProblem(
+        m=m,
+        n=n,
+        k=k,
+        x_dtype="int8",
+        w_dtype="int8",
+        out_dtype="bfloat16",
+        x_scale="tensor" if static else "token",
+        w_scale="channel" if config.is_channelwise else "tensor",
+        azp=azp,
+    )
+
+
+def _weight_scale(shape: Any) -> str:
+    if shape.is_per_tensor():
+        return "tensor"
+    if shape.is_per_channel() or shape.is_per_token():
+        return "channel"
+    return "group" if shape.is_per_group() else "block"
+
+
+def _activation_scale(shape: Any) -> str:
+    if shape.is_per_tensor():
+        return "tensor"
+    return "group" if shape.is_per_group() else "token"
+
+
+def _fp8(config: Any, m: int, n: int, k: int) -> ScaledMMProblem:
+    weight, activation = config.weight_quant_key, config.activation_quant_key
+    return ScaledMMProblem(
+        m=m,
+        n=n,
+        k=k,
+        x_dtype=activation.dtype,
+        w_dtype=weight.dtype,
+        out_dtype=_half(config.out_dtype, _half(config.input_dtype)),
+        x_scale=_activation_scale(activation.scale.group_shape),
+        w_scale=_weight_scale(weight.scale.group_shape),
+    )
+
+
+def _fp8_weight_only(config: Any, m: int, n: int, k: int) -> MixedMMProblem | None:
+    weight = config.weight_quant_key
+    weight_type = _WEIGHT_TYPES.get(weight.dtype)
+    if weight_type is None:
+        return None
+    granularity = _weight_scale(weight.scale.group_shape)
+    out = _half(config.out_dtype, _half(config.input_dtype))
+    return MixedMMProblem(
+        m=m,
+        n=n,
+        k=k,
+        weight_type=weight_type,
+        x_dtype=_half(config.input_dtype, out),
+        out_dtype=out,
+        group_size=weight.scale.group_shape.col if granularity in ("block", "group") else -1,
+        granularity=granularity,
+    )
+
+
+_MICRO = {
+    "mxfp8": (scalar_types.float8_e4m3fn, 32, "float8_e8m0fnu", False),
+    "mxfp4": (scalar_types.float4_e2m1f, 32, "float8_e8m0fnu", False),
+    "nvfp4": (scalar_types.float4_e2m1f, 16, "float8_e4m3fn", True),
+}
+
+
+def _micro(family: str, m: int, n: int, k: int) -> MixedMMProblem:
+    weight_type, group, scale, second = _MICRO[family]
+    return MixedMMProblem(
+        m=m,
+        n=n,
+        k=k,
+        weight_type=weight_type,
+        x_dtype="bfloat16",
+        out_dtype="bfloat16",
+        group_size=group,
+        granularity="group",
+        scale_dtype=scale,
+        global_scale=second,
+    )
+
+
+def problem_for(
+    kernel: Any, config: Any, m: int = NOMINAL_M, n: int | None = None, k: int | None = None
+) -> Problem | None:
+    """The problem that a class computes for a layer, for m rows of activations.
+
+    Args:
+      kernel: a kernel class.
+      config: the layer's config.
+      m: rows of the activations.
+      n, k: the layer's sizes where its config does not say them; 4096 if nobody does.
+
+    Returns:
+      A problem of `jaxkernels.problem`, or None where jaxkernels has no word for it.
+    """
+    if kernel.family == "mp":
+        return _mixed(config, m, n, k)
+    shape = getattr(config, "weight_shape", None)
+    if shape is not None:
+        n, k = n or shape[0], k or shape[1]
+    n, k = n or NOMINAL_SIZE, k or NOMINAL_SIZE
+    if kernel.family == "int8":
+        return _int8(config, m, n, k)
+    if kernel.family in _MICRO:
+        return _micro(kernel.family, m, n, k)
+    return (_fp8 if kernel.quantizes_activations else _fp8_weight_only)(config, m, n, k)
