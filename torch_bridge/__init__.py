@@ -1,3 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
-"""The Pallas kernels of `jaxkernels` as torch sees them."""
+"""The Pallas kernels of `jaxkernels` as torch sees them.
+
+  quantize_(model, recipe)      nn.Linear -> QuantLinear, in place
+  to_jax, to_torch, wrap(fn)    tensors and arrays as views of one memory; any JAX function
+  compile_kernel(fn, *args)     Mosaic kernels as a function of torch tensors, without JAX in a call
+"""
+
+from torch_bridge.dlpack import to_jax, to_torch, wrap
+from torch_bridge.launch import NotDirect, compile_kernel, direct_route
+from torch_bridge.modules import QuantLinear, Report, quantize_
+
+__all__ = [
+    "NotDirect",
+    "QuantLinear",
+    "Report",
+    "compile_kernel",
+    "direct_route",
+    "quantize_",
+    "to_jax",
+    "to_torch",
+    "wrap",
+]

@@ -144,11 +144,21 @@ class Runner:
         """(rows, dtype, device, route) of everything compiled so far."""
         return [(*key[:3], type(v).__name__) for key, v in sorted(self._variants.items(), key=str)]
 
-    def prepare(self, rows: int, dtype: torch.dtype, device: torch.device, bias_dtype=None) -> None:
-        """Compiles the variant that serves `rows` rows, if it is not there yet."""
-        key = (bucket(rows), dtype, device, True if bias_dtype is None else bias_dtype)
-        if key not in self._variants:
-            self._compile(key)
+    def warmup(self, max_m: int, dtype: torch.dtype, device: torch.device, bias_dtype=None) -> int:
+        """Compiles every variant that serves 1 to max_m rows; returns how many there are.
+
+        On a GPU each is run once too, so that its module is loaded before a graph capture.
+        """
+        if max_m < 1:
+            raise ValueError(f"max_m: expected at least 1, got {max_m}")
+        rows = [b for b in BUCKETS if b < max_m] + [bucket(max_m)]
+        if max_m > _LARGEST:
+            rows += range(_LARGEST + 2048, bucket(max_m), 2048)
+        for size in rows:
+            key = (size, dtype, device, True if bias_dtype is None else bias_dtype)
+            if key not in self._variants:
+                self._compile(key)
+        return len(rows)
 
     def _compile(self, key):
         rows, dtype, device, bias_dtype = key

@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""`QuantLinear`, and `quantize_(model, recipe)`, which puts it in the place of `nn.Linear`."""
+
+import fnmatch
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import torch
+from torch import nn
+
+from jaxkernels.quantized import PLAIN, GroupShape, QuantizedTensor
+from selection import choose_kernel, platform_for
+from selection.choice import Choice
+from selection.recipes import Recipe, get_recipe, static_int8_scale
+from torch_bridge import autograd
+from torch_bridge.dlpack import jax_device, to_jax, to_torch
+from torch_bridge.layouts import best_layout, to_layout
+from torch_bridge.runner import Operands, Runner, Scheme, runner_for
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _platform_of(device: torch.device):
+    """The platform that tensors of this device run on: a CPU tensor's is the CPU, GPU or not."""
+    return platform_for("cpu") if device.type == "cpu" else None
+
+
+class QuantLinear(nn.Module):
+    """`y = x @ dequantize(w).T + bias` by a quantized kernel; made by `quantize_` or `from_linear`.
+
+    The weight is held once, quantized and packed (two 4-bit weights a byte), as buffers; only the
+    bias is a Parameter. On a GPU the weight is kept in the order its kernel reads; `state_dict`
+    always has the plain order, so it moves between machines. Conversions of dtype
+    (`.half()`, `.to(torch.bfloat16)`) apply to the bias and leave the quantized weight alone.
+
+    Gradients: x and the bias have one (that of the dequantized layer; straight through the
+    quantization of activations); the weight has none.
+
+    Attributes:
+      in_features, out_features: K and N.
+      recipe: the `Recipe` it was made with.
+      choice: the `selection.Choice` of its kernel class.
+    """
+
+    def __init__(
+        self,
+        weight: QuantizedTensor,
+        bias: torch.Tensor | None,
+        recipe: Recipe,
+        dtype: torch.dtype,
+        x_scale: torch.Tensor | None = None,
+        azp: torch.Tensor | None = None,
+    ):
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.recipe = recipe
+        self.dtype = dtype
+        self._layout = weight.layout
+        self._group_shape = tuple(weight.group_shape)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), bias.requires_grad)
+        self.register_buffer("data", weight.data)
+        self.register_buffer("scale", weight.scale)
+        self.register_buffer("zero_point", weight.zero_point)
+        self.register_buffer("x_scale", x_scale)
+        self.register_buffer("azp", azp)
+        self.register_buffer("azp_adj", None)
+        if recipe.activation == "int8-asym":
+            total = weight.data.sum(1, dtype=torch.int32).reshape(1, -1)
+            self.azp_adj = total if azp is None else total * azp
+        self._runner: Runner | None = None
+        self.choice = self._choose()
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        recipe: str | Recipe,
+        *,
+        input_range: tuple[float, float] | None = None,
+    ) -> "QuantLinear":
+        """Quantizes one layer.
+
+        Args:
+          linear: float32, bfloat16 or float16, on a CPU or CUDA device.
+          recipe: a `Recipe` or the name of one.
+          input_range: (least, largest) input, for recipes with static activation scales.
+
+        Raises:
+          ValueError: the recipe cannot run on this layer; the message says why.
+        """
+        recipe = get_recipe(recipe)
+        reason = why_not(linear, recipe)
+        if reason is not None:
+            raise ValueError(f"{recipe.name}: {reason}")
+        if recipe.static and input_range is None:
+            raise ValueError(
+                f"{recipe.name}: its activation scale is static, so it needs input_range, or "
+                "calibration data in quantize_"
+            )
+        weight = linear.weight.detach()
+        with jax.default_device(jax_device(weight.device)):
+            quantized = recipe.quantize(to_jax(weight))
+            w = jax.tree.map(lambda a: to_torch(a, copy=True), quantized)
+        x_scale = azp = None
+        if recipe.static:
+            scale, zero = static_int8_scale(*input_range)
+            x_scale = torch.tensor([[scale]], dtype=torch.float32, device=weight.device)
+            azp = torch.tensor([[zero]], dtype=torch.int32, device=weight.device)
+        module = cls(w, linear.bias, recipe, weight.dtype, x_scale, azp)
+        module.training = linear.training
+        return module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[-1] != self.in_features or x.dtype not in _FLOATS:
+            raise ValueError(
+                f"x: expected [..., {self.in_features}] of float32, bfloat16 or float16, got "
+                f"{x.dtype} {tuple(x.shape)}"
+            )
+        if x.device != self.data.device:
+            raise ValueError(
+                f"x: the layer is on {self.data.device}, got a tensor on {x.device}; move one of "
+                "them with .to()"
+            )
+        runner = self._runner or self._prepare()
+        bias = self.bias
+        if bias is not None and bias.dtype != x.dtype:
+            bias = bias.to(x.dtype)
+        leaves = [b for name in _LEAVES if (b := self._buffers[name]) is not None]
+        x2d = x.reshape(-1, self.in_features)
+        if x2d.shape[0] == 0:
+            return x.new_empty((*x.shape[:-1], self.out_features))
+        if not x2d.is_contiguous():
+            x2d = x2d.contiguous()
+        needs = x.requires_grad or (bias is not None and bias.requires_grad)
+        if needs and torch.is_grad_enabled():
+            y = autograd.linear(runner, x2d, leaves, bias, self.weight())
+        else:
+            y = runner(x2d, leaves, bias)
+        return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
+
+    def weight(self) -> QuantizedTensor:
+        """The quantized weight, its leaves the module's own torch buffers."""
+        return QuantizedTensor(
+            data=self.data,
+            scale=self.scale,
+            zero_point=self.zero_point,
+            shape=(self.out_features, self.in_features),
+            scalar_type=self.recipe.weight_type,
+            group_shape=GroupShape(*self._group_shape),
+            layout=self._layout,
+        )
+
+    def dequantize(self) -> torch.Tensor:
+        """The weight `[N, K]` in float32, as it acts."""
+        return autograd.dequantized(self.weight(), torch.float32)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight at rest: codes, scales and zero points."""
+        held = (self.data, self.scale, self.zero_point)
+        return sum(t.numel() * t.element_size() for t in held if t is not None)
+
+    def explain(self, m: int = 16) -> str:
+        """Which kernel class serves this layer, what runs m rows, and why not the others."""
+        return self.choice.explain(m, self.out_features, self.in_features)
+
+    def _choose(self) -> Choice:
+        config = self.recipe.config(self.out_features, self.in_features, self.dtype)
+        return choose_kernel(config, device=_platform_of(self.data.device))
+
+    def _scheme(self) -> Scheme:
+        kernel = self.choice.kernel
+        return Scheme(self.recipe.activation, kernel.available_implementations())
+
+    def _prepare(self) -> Runner:
+        """Brings the weight into the order its kernel wants here, and finds the runner."""
+        self.choice = self._choose()
+        wanted = best_layout(self.weight(), self.choice.kernel, self.dtype)
+        if wanted != self._layout:
+            self._set_weight(to_layout(self.weight(), wanted))
+        operands = Operands(self.weight(), self.x_scale, self.azp, self.azp_adj)
+        self._runner = runner_for(self._scheme(), operands)
+        return self._runner
+
+    def _set_weight(self, w: QuantizedTensor) -> None:
+        self.data, self.scale, self.zero_point = w.data, w.scale, w.zero_point
+        self._layout = w.layout
+
+    def warmup(self, max_m: int, dtype: torch.dtype | None = None) -> int:
+        """Compiles every variant that serves up to max_m rows; returns how many there are."""
+        runner = self._runner or self._prepare()
+        dtype = dtype or self.dtype
+        return runner.warmup(max_m, dtype, self.data.device, None if self.bias is None else dtype)
+
+    def _apply(self, fn, recurse=True):
+        # Quantized arrays change device, never dtype: as integers they are left alone by .half().
+        dtypes = {name: b.dtype for name, b in self._buffers.items() if b is not None}
+        self._buffers = _as_integers(self._buffers)
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            for name, dtype in dtypes.items():
+                self._buffers[name] = self._buffers[name].view(dtype)
+        self._runner = None
+        if self.bias is not None:
+            self.dtype = self.bias.dtype
+        if self.data.device.type == "cpu" and self._layout != PLAIN:
+            self._set_weight(to_layout(self.weight(), PLAIN))
+        if self.data.device.type != "meta":
+            self.choice = self._choose()
+        return self
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._layout != PLAIN:
+            plain = to_layout(self.weight(), PLAIN)
+            for name in ("data", "scale", "zero_point"):
+                if getattr(plain, name) is not None:
+                    destination[prefix + name] = getattr(plain, name)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        if self._layout != PLAIN:  # checkpoints hold the plain order
+            self._set_weight(to_layout(self.weight(), PLAIN))
+        self._runner = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self):
+        # Compiled kernels stay behind: a copy finds them again, another process makes its own.
+        # Buffers go as integers, since torch cannot pickle a float8 tensor.
+        dtypes = {name: b.dtype for name, b in self._buffers.items() if b is not None}
+        buffers = _as_integers(self._buffers)
+        return {**self.__dict__, "_runner": None, "choice": None, "_buffers": (buffers, dtypes)}
+
+    def __setstate__(self, state):
+        buffers, dtypes = state["_buffers"]
+        for name, dtype in dtypes.items():
+            buffers[name] = buffers[name].view(dtype)
+        super().__setstate__({**state, "_buffers": buffers})
+        self.choice = self._choose()
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, recipe={self.recipe.name}, "
+            f"kernel={self.choice.kernel.__name__}, {self.weight_bytes} bytes"
+        )
+
+
+# The order in which `Operands` flattens.
+_LEAVES = ("data", "scale", "zero_point", "x_scale", "azp", "azp_adj")
+_AS_INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
+
+def _as_integers(buffers):
+    """The buffers with each tensor seen as integers of its width."""
+    return {
+        name: None if b is None else b.view(_AS_INTEGER[b.element_size()])
+        for name, b in buffers.items()
+    }
+
+
+class Report(NamedTuple):
+    """What `quantize_` did.
+
+    Attributes:
+      replaced: the new layers by their names in the model.
+      skipped: why each other linear layer stayed as it was.
+    """
+
+    replaced: dict[str, QuantLinear]
+    skipped: dict[str, str]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the new layers' weights; one that is used twice counts once."""
+        return sum(m.weight_bytes for m in _unique(self.replaced.values()))
+
+    @property
+    def kernels(self) -> dict[str, int]:
+        """How many layers each kernel class serves."""
+        names = [m.choice.kernel.__name__ for m in self.replaced.values()]
+        return {name: names.count(name) for name in dict.fromkeys(names)}
+
+    def __str__(self) -> str:
+        kernels = ", ".join(f"{name} x{count}" for name, count in self.kernels.items())
+        lines = [f"{len(self.replaced)} layers quantized: {kernels or 'none'}"]
+        lines += [f"  {name} left as it was: {reason}" for name, reason in self.skipped.items()]
+        return "\n".join(lines)
+
+
+def why_not(linear: nn.Module, recipe: str | Recipe) -> str | None:
+    """Why a recipe cannot run on a layer, or None if it can."""
+    recipe = get_recipe(recipe)
+    if type(linear) is not nn.Linear:
+        return f"a {type(linear).__name__} is not a plain nn.Linear, and something may rely on it"
+    weight = linear.weight
+    if weight.dtype not in _FLOATS:
+        return f"its weight is {weight.dtype}; float32, bfloat16 and float16 can be quantized"
+    if weight.device.type not in ("cpu", "cuda"):
+        return f"its weight is on {weight.device}; a CPU or CUDA device is needed"
+    support = recipe.takes(*weight.shape)
+    if not support.ok:
+        return "; ".join(support.reasons)
+    config = recipe.config(*weight.shape, weight.dtype)
+    choice = choose_kernel(config, device=_platform_of(weight.device), quiet=True)
+    if choice.kernel is None:
+        return "; ".join(r.reason.strip() for r in choice.rejected) or "no kernel serves it"
+    return None
+
+
+def quantize_(
+    model: nn.Module,
+    recipe: str | Recipe,
+    calibration: Iterable[Any] | Callable[[nn.Module], Any] | None = None,
+    include: str | Sequence[str] | Callable[[str, nn.Linear], bool] | None = None,
+    exclude: str | Sequence[str] | Callable[[str, nn.Linear], bool] | None = None,
+    *,
+    strict: bool = True,
+) -> Report:
+    """Replaces the `nn.Linear` layers of a model by `QuantLinear`s, in place.
+
+    Args:
+      model: any module that holds linear layers.
+      recipe: "w8a8-int8" (weights per channel, activations per token), "w8a8-int8-asym" (static
+        asymmetric activations), "w8a8-fp8", "w4a16-g128", "w4a16-g64-zp", "w8a16", "fp8-block";
+        or a `selection.recipes.Recipe`.
+      calibration: for a recipe with static activation scales: inputs to run the model on (each a
+        tensor, a tuple of positional or a dict of keyword arguments), or a function that is
+        called with the model and runs it. The range of every layer's input is observed.
+      include: only these layers: names or patterns ("encoder.*"), or a function of (name, layer).
+      exclude: not these, in the same forms.
+      strict: True raises if the recipe cannot run on one of the chosen layers, and changes
+        nothing; False leaves those layers as they are, with the reason in the report.
+
+    Returns:
+      A `Report`: what was replaced, what not, and why.
+
+    Raises:
+      ValueError: an unknown recipe, missing calibration, no layer to replace, or (strict) layers
+        that the recipe cannot run on, each with its reason.
+
+    Example:
+      >>> model = nn.Sequential(nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 8))
+      >>> print(quantize_(model, "w4a16-g128", exclude="2"))
+      1 layers quantized: CPUWNA16LinearKernel x1
+        2 left as it was: excluded
+      >>> model(torch.ones(3, 256)).shape
+      torch.Size([3, 8])
+    """
+    recipe = get_recipe(recipe)
+    chosen, skipped = {}, {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, nn.Linear) or isinstance(module, QuantLinear):
+            continue
+        if module is model:
+            raise ValueError(
+                "model: it is a linear layer itself, which cannot be replaced in place; use "
+                "QuantLinear.from_linear"
+            )
+        if include is not None and not _matches(include, name, module):
+            skipped[name] = "not included"
+        elif exclude is not None and _matches(exclude, name, module):
+            skipped[name] = "excluded"
+        else:
+            chosen[name] = module
+    refused = {n: r for n, m in chosen.items() if (r := why_not(m, recipe)) is not None}
+    if refused and strict:
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in refused.items())
+        raise ValueError(
+            f"recipe {recipe.name!r} cannot run on {len(refused)} of {len(chosen)} layers (exclude "
+            f"them, or strict=False to leave them as they are):{reasons}"
+        )
+    chosen = {name: module for name, module in chosen.items() if name not in refused}
+    if not chosen and strict:
+        raise ValueError("model: no nn.Linear layer in it is left to quantize")
+    ranges = {}
+    if recipe.static and chosen:
+        ranges = _observe(model, chosen, recipe, calibration)
+    made: dict[int, QuantLinear] = {}  # a layer that is used in two places stays one layer
+    replaced = {}
+    for name, module in chosen.items():
+        if id(module) not in made:
+            made[id(module)] = QuantLinear.from_linear(
+                module, recipe, input_range=ranges.get(id(module))
+            )
+        replaced[name] = made[id(module)]
+    for name, module in replaced.items():
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, module)
+    return Report(replaced, skipped | refused)
+
+
+def _unique(modules):
+    """Each module once, by identity."""
+    return list({id(m): m for m in modules}.values())
+
+
+def _matches(wanted, name, module) -> bool:
+    if callable(wanted):
+        return bool(wanted(name, module))
+    patterns = [wanted] if isinstance(wanted, str) else wanted
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _observe(model, layers, recipe, calibration) -> dict[int, tuple[float, float]]:
+    """The least and largest input of each layer while the model runs on the calibration data."""
+    if calibration is None:
+        raise ValueError(f"calibration: {recipe.name!r} has static activation scales and needs it")
+    ranges: dict[int, tuple[float, float]] = {}
+
+    def watch(module, args):
+        x = args[0].detach()
+        if x.numel():
+            low, high = ranges.get(id(module), (float("inf"), float("-inf")))
+            ranges[id(module)] = (min(low, x.min().item()), max(high, x.max().item()))
+
+    handles = [m.register_forward_pre_hook(watch) for m in _unique(layers.values())]
+    was_training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            if callable(calibration):
+                calibration(model)
+            else:
+                for batch in calibration:
+                    _run(model, batch)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    silent = [name for name, m in layers.items() if id(m) not in ranges]
+    if silent:
+        raise ValueError(f"calibration: these layers saw no input: {', '.join(silent)}")
+    return ranges
+
+
+def _run(model, batch):
+    if isinstance(batch, dict):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        return model(*batch)
+    return model(batch)
