@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,6 +181,16 @@ class Choice:
             found.fallback,
         )
 
+    def _quantizes(self) -> bool:
+        return getattr(self.kernel, "quantizes_activations", True)
+
+    def _unquantized_activations(self) -> str | None:
+        """The format that upstream's class brings activations to where ours leaves them alone."""
+        if self.kernel is not None and self.kind == "mp":
+            act = dtype_name(self.config.act_type)
+            return act if act in ("int8", "float8_e4m3fn") else None
+        return getattr(self.kernel, "upstream_activations", None)
+
     def explain(self, m: int | None = None, n: int | None = None, k: int | None = None) -> str:
         """The choice as a paragraph: the class, why not those before it, and what it would run.
 
@@ -206,7 +217,9 @@ class Choice:
         fallback = self.fallback
         if fallback is not None:
             lines.append(f"  SLOW PATH: {fallback}")
-        activations = getattr(self.kernel, "upstream_activations", None)
+        if self.kind in ("fp8", "fp8_block") and not self._quantizes():
+            lines.append("  weight-only: activations stay 16-bit, as in upstream's class")
+        activations = self._unquantized_activations()
         if activations:
             lines.append(
                 f"  upstream's class quantizes activations to {activations}; here they stay 16-bit"
@@ -223,6 +236,54 @@ class Choice:
                         + "; ".join(f"{name}: {reason}" for name, reason in plan.rejected)
                     )
         return "\n".join(lines)
+
+
+def as_json(choice: Choice, m: Sequence[int] = (), n: int | None = None, k: int | None = None):
+    """A choice as plain data: what `python -m selection explain --json` prints."""
+    device = choice.device
+    plans = []
+    for rows in m:
+        plan = choice.plan(rows, n, k)
+        plans.append(
+            {
+                "m": rows,
+                "n": None if plan.problem is None else plan.problem.n,
+                "k": None if plan.problem is None else plan.problem.k,
+                "implementation": plan.implementation,
+                "config": None if plan.config is None else str(plan.config),
+                "estimate_us": plan.estimate_us,
+                "floor_us": plan.floor_us,
+                "bound": plan.bound,
+                "rejected": [list(pair) for pair in plan.rejected],
+                "slow": plan.slow,
+            }
+        )
+    return {
+        "layer": describe(choice.kind, choice.config),
+        "list": choice.kind,
+        "device": None if device is None else device.name,
+        "kernel": None if choice.kernel is None else choice.kernel.__name__,
+        "rejected": [[r.kernel.__name__, bare_reason(r)] for r in choice.rejected],
+        "notes": list(choice.notes),
+        "slow_path": choice.fallback,
+        "plans": plans,
+    }
+
+
+def short_name(kernel: type | None) -> str:
+    """A class's name without what all of its family share: "Machete", "CutlassInt8".
+
+    Example:
+      >>> from selection import MacheteLinearKernel
+      >>> short_name(MacheteLinearKernel)
+      'Machete'
+    """
+    name = "none" if kernel is None else kernel.__name__
+    for suffix in ("LinearKernel", "BlockScaledKernel", "Kernel"):
+        if name.endswith(suffix):
+            name = name.removesuffix(suffix)
+            break
+    return name.removesuffix("ScaledMM")
 
 
 def bare_reason(rejection: Rejection) -> str:
@@ -261,6 +322,3 @@ def describe(kind: str, config: Any) -> str:
     activation = config.activation_quant_key
     left = "" if activation is None else f", activations {activation.scale}"
     return f"{layer_name(kind)}, weights {weight}{left}"
-
-
-__all__ = ["Choice", "Plan", "Rejection", "bare_reason", "describe", "layer_name"]

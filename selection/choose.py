@@ -46,7 +46,7 @@ from selection.kernels.micro_scaled import (
 from selection.lists import LISTS, backend_name, filtered, register
 from selection.log import info_once, warn_once
 from selection.platforms import Platform, PlatformEnum, get_platform, using
-from selection.problems import problem_for, resolve
+from selection.problems import inexpressible, problem_for, resolve
 
 INT8_PARAMETERS = ("weight", "weight_scale", "input_scale", "input_zero_point", "azp_adj")
 FP8_PARAMETERS = ("weight", "weight_scale", "input_scale", "input_scale_ub")
@@ -150,10 +150,10 @@ def cannot_run(kernel: type, config: Any) -> str | None:
     platform = get_platform()
     if not isinstance(platform, Platform):
         return None
-    problem = problem_for(kernel, config)
-    if problem is None:
-        return f"cannot run here: {backing.op} has no such operands"
-    found = resolve(backing, problem, platform.device)
+    unheld = inexpressible(kernel, config)
+    if unheld is not None:
+        return f"cannot run here: {unheld}"
+    found = resolve(backing, problem_for(kernel, config), platform.device)
     return None if found.name else f"cannot run here: {found.why_none}"
 
 

@@ -20,6 +20,7 @@ from jaxkernels.problem import (
     MixedMMProblem,
     ScaledMMProblem,
 )
+from jaxkernels.quantized import WEIGHT_TYPES, GroupShape
 from jaxkernels.scalar_types import scalar_types
 from selection.dtypes import dtype_name
 
@@ -36,6 +37,7 @@ _WEIGHT_TYPES = {
     "float8_e4m3fn": scalar_types.float8_e4m3fn,
     "float8_e5m2": scalar_types.float8_e5m2,
 }
+_BLOCK = GroupShape(128, 128)
 
 
 @functools.cache
@@ -115,21 +117,22 @@ def _mixed(config: Any, m: int, n: int | None, k: int | None) -> MixedMMProblem:
     in_features, out_features = config.partition_weight_shape
     n, k = n or out_features, k or in_features
     group = config.group_size
-    whole = group == -1 or group == config.full_weight_shape[0]
-    act = dtype_name(config.act_type)
-    out = act if config.out_type is None else dtype_name(config.out_type)
+    whole = group == -1 or group >= config.full_weight_shape[0]
+    # Activations that upstream quantizes (act_type float8 or int8) stay as they come.
+    act = _half(config.act_type, _half(config.out_type))
+    out = act if config.out_type is None else _half(config.out_type)
     return MixedMMProblem(
         m=m,
         n=n,
         k=k,
         weight_type=config.weight_type,
         x_dtype=act,
-        out_dtype=_half(out),
+        out_dtype=out,
         group_size=-1 if whole else group,
         granularity="channel" if whole else "group",
         zero_points=bool(config.zero_points),
         g_idx=bool(config.has_g_idx),
-        scale_dtype=_half(act),
+        scale_dtype=act,
     )
 
 
@@ -177,18 +180,15 @@ def _fp8(config: Any, m: int, n: int, k: int) -> ScaledMMProblem:
     )
 
 
-def _fp8_weight_only(config: Any, m: int, n: int, k: int) -> MixedMMProblem | None:
+def _fp8_weight_only(config: Any, m: int, n: int, k: int) -> MixedMMProblem:
     weight = config.weight_quant_key
-    weight_type = _WEIGHT_TYPES.get(weight.dtype)
-    if weight_type is None:
-        return None
     granularity = _weight_scale(weight.scale.group_shape)
     out = _half(config.out_dtype, _half(config.input_dtype))
     return MixedMMProblem(
         m=m,
         n=n,
         k=k,
-        weight_type=weight_type,
+        weight_type=_WEIGHT_TYPES[weight.dtype],
         x_dtype=_half(config.input_dtype, out),
         out_dtype=out,
         group_size=weight.scale.group_shape.col if granularity in ("block", "group") else -1,
@@ -219,6 +219,51 @@ def _micro(family: str, m: int, n: int, k: int) -> MixedMMProblem:
     )
 
 
+_FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
+_WITH_ZERO_POINTS = (scalar_types.uint4, scalar_types.uint8)
+
+
+def inexpressible(kernel: Any, config: Any) -> str | None:
+    """Why jaxkernels has no operands for a layer, or None: the limits of what weights it holds.
+
+    What an implementation does with operands that exist is its own `supports`.
+    """
+    if kernel.family == "mp":
+        return _no_mixed_weight(config)
+    if kernel.family == "int8" or kernel.family in _MICRO:
+        return None
+    weight = config.weight_quant_key
+    shape = weight.scale.group_shape
+    if not kernel.quantizes_activations:
+        if _WEIGHT_TYPES.get(weight.dtype) not in WEIGHT_TYPES:
+            return f"weights of {weight.dtype} are not held"
+        return None
+    activation = config.activation_quant_key
+    if weight.dtype not in _FLOAT8 or activation.dtype not in _FLOAT8:
+        return f"operands {activation.dtype} x {weight.dtype} are not both float8"
+    if _weight_scale(shape) == "group" or (_weight_scale(shape) == "block" and shape != _BLOCK):
+        return f"weight scales of {shape} are not 128x128 blocks"
+    groups = activation.scale.group_shape
+    if groups.is_per_group() and groups.col != _BLOCK.col:
+        return f"activation scales of {groups} are not 1x128"
+    return None
+
+
+def _no_mixed_weight(config: Any) -> str | None:
+    weight_type, group = config.weight_type, config.group_size
+    k = config.partition_weight_shape[0]
+    if weight_type not in WEIGHT_TYPES:
+        return f"weights of {weight_type} are not held"
+    if config.zero_points and weight_type not in _WITH_ZERO_POINTS:
+        return f"{weight_type} weights have no zero points"
+    if weight_type.size_bits == 4 and k % 2:
+        return f"4-bit weights are held in pairs, and in-features are {k}"
+    whole = group == -1 or group >= config.full_weight_shape[0]
+    if not whole and (group < 1 or (k % group and not config.has_g_idx)):
+        return f"group size {group} does not divide in-features {k}"
+    return None
+
+
 def problem_for(
     kernel: Any, config: Any, m: int = NOMINAL_M, n: int | None = None, k: int | None = None
 ) -> Problem | None:
@@ -231,8 +276,10 @@ def problem_for(
       n, k: the layer's sizes where its config does not say them; 4096 if nobody does.
 
     Returns:
-      A problem of `jaxkernels.problem`, or None where jaxkernels has no word for it.
+      A problem of `jaxkernels.problem`, or None where jaxkernels has no operands for it.
     """
+    if inexpressible(kernel, config) is not None:
+        return None
     if kernel.family == "mp":
         return _mixed(config, m, n, k)
     shape = getattr(config, "weight_shape", None)
