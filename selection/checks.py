@@ -27,15 +27,16 @@ FLOAT8 = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2")
 
 
 class Facts(NamedTuple):
-    """What a check may look at; the platform is asked for at each call."""
+    """What a check may look at: the layer, the capability passed in, the platform chosen for."""
 
-    config: Any = None
-    capability: int | None = None
+    config: Any
+    capability: int | None
+    platform: Any
 
-    @property
-    def platform(self) -> Any:
-        """The platform being chosen for."""
-        return get_platform()
+
+def facts(config: Any = None, capability: int | None = None) -> Facts:
+    """The facts as of now: the platform is asked for at each call."""
+    return Facts(config, capability, get_platform())
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,10 @@ def on_platform(name: str, reason: str, platforms: tuple[PlatformEnum, ...]) -> 
     )
 
     def holds(f: Facts) -> bool:
-        platform = f.platform
-        return any(getattr(platform, predicate)() for predicate in predicates)
+        for predicate in predicates:
+            if getattr(f.platform, predicate)():
+                return True
+        return False
 
     return Check(name, holds, reason, platforms)
 

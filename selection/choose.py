@@ -15,7 +15,6 @@ Every chooser takes, beyond upstream's parameters and by keyword only,
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,7 +43,7 @@ from selection.kernels.micro_scaled import (
     MarlinNvFp4LinearKernel,
 )
 from selection.lists import LISTS, backend_name, filtered, register
-from selection.log import info_once, warn_once
+from selection.log import first_time, info_once, warn_once
 from selection.platforms import Platform, PlatformEnum, get_platform, using
 from selection.problems import inexpressible, problem_for, resolve
 
@@ -202,20 +201,21 @@ def _concluded(choice: Choice, strict: bool) -> Choice:
             f"Failed to find a kernel that can implement the {layer} linear layer. Reasons: \n"
             + "\n".join(reasons)
         )
-    slow = choice.fallback
-    if slow is not None and strict:
-        raise ValueError(f"strict: {choice.kernel.__name__} would be slow: {slow}")
-    before = choice.rejected[-1].reason.strip() if choice.rejected else None
-    _log(choice.kernel, choice.kind, describe(choice.kind, choice.config), before, slow)
+    if strict and choice.fallback is not None:
+        raise ValueError(f"strict: {choice.kernel.__name__} would be slow: {choice.fallback}")
+    device = choice.device
+    layer = describe(choice.kind, choice.config)
+    if first_time(choice.kernel, layer, None if device is None else device.name):
+        _log(choice, layer)
     return choice
 
 
-@functools.lru_cache(maxsize=1024)
-def _log(kernel: type, kind: str, layer: str, before: str | None, slow: str | None) -> None:
-    why = f" (before it: {before})" if before else ""
-    info_once("%s serves %s%s", kernel.__name__, layer, why)
+def _log(choice: Choice, layer: str) -> None:
+    name, slow = choice.kernel.__name__, choice.fallback
+    before = f" (before it: {choice.rejected[-1].reason.strip()})" if choice.rejected else ""
+    info_once("%s serves %s%s", name, layer, before)
     if slow is not None:
-        warn_once("%s is the slow path for %s: %s", kernel.__name__, layer, slow)
+        warn_once("%s is the slow path for %s: %s", name, layer, slow)
 
 
 def _listed(kind: str, backend: str | None) -> list[type]:

@@ -22,7 +22,19 @@ def warn_once(message: str, *args: str) -> None:
     logger.warning(message, *args)
 
 
+_SEEN: set[tuple] = set()
+
+
+def first_time(*key: object) -> bool:
+    """Whether this key has not come before: guards the making of a message."""
+    if key in _SEEN:
+        return False
+    _SEEN.add(key)
+    return True
+
+
 def forget() -> None:
     """Makes every message new again (for tests)."""
     info_once.cache_clear()
     warn_once.cache_clear()
+    _SEEN.clear()

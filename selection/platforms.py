@@ -134,6 +134,11 @@ class Platform:
     def _enum(self) -> PlatformEnum:
         return self._kind or _ENUM_OF.get(self._look().platform, PlatformEnum.UNSPECIFIED)
 
+    @functools.cached_property
+    def _capability(self) -> DeviceCapability | None:
+        capability = self._look().capability
+        return None if capability is None else DeviceCapability(*capability)
+
     @property
     def device(self) -> Device:
         """The device's facts: SMs, bandwidth, peaks."""
@@ -179,8 +184,7 @@ class Platform:
 
     def get_device_capability(self, device_id: int = 0) -> DeviceCapability | None:
         """(major, minor), or None where there is no such thing (CPU, XPU, TPU)."""
-        capability = self._look().capability
-        return None if capability is None else DeviceCapability(*capability)
+        return self._capability
 
     def has_device_capability(self, capability: int | tuple[int, int], device_id: int = 0) -> bool:
         """Whether the capability is at least this; False where it is unknown."""

@@ -62,7 +62,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from selection.checks import Check, Facts, first_failure
+from selection.checks import Check, facts, first_failure
 
 FAMILIES = ("mp", "int8", "fp8", "fp8_block", "mxfp8", "mxfp4", "nvfp4")
 
@@ -119,7 +119,7 @@ class LinearKernel(ABC):
     @classmethod
     def can_implement(cls, c: Any) -> tuple[bool, str | None]:
         """Whether this class serves a layer with config ``c``; if not, the first reason why."""
-        reason = first_failure(cls.checks, Facts(config=c))
+        reason = first_failure(cls.checks, facts(c))
         return reason is None, reason
 
     @classmethod
@@ -226,7 +226,7 @@ class _Gated(LinearKernel):
     @classmethod
     def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:
         """Whether this class works on the current platform; None skips the numeric checks."""
-        reason = first_failure(cls.gate, Facts(capability=compute_capability))
+        reason = first_failure(cls.gate, facts(capability=compute_capability))
         return reason is None, reason
 
 
