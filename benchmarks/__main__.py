@@ -2,10 +2,10 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """python -m benchmarks: our kernels beside every peer, cell by cell.
 
-  python -m benchmarks                                       # the smoke suite: three families
-  python -m benchmarks --suite scaled_mm --families fp8,int8 --ms 1,16 --shapes 4096x4096
-  python -m benchmarks --suite mixed_mm --held_out           # shapes no table was made from
-  python -m benchmarks --readme                              # README's table from results/
+python -m benchmarks                                       # the smoke suite: three families
+python -m benchmarks --suite scaled_mm --families fp8,int8 --ms 1,16 --shapes 4096x4096
+python -m benchmarks --suite mixed_mm --held_out           # shapes no table was made from
+python -m benchmarks --readme                              # README's table from results/
 """
 
 import importlib.metadata

@@ -18,6 +18,7 @@ from benchmarks.suites import FAMILIES, Cell
 DEVICE = "cuda"
 F8 = torch.float8_e4m3fn
 BF16 = torch.bfloat16
+STATIC_SCALE, STATIC_AZP = 0.04, -3  # of activations drawn from a standard normal
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
@@ -126,15 +127,25 @@ def make_weights(cell: Cell) -> Weights:
     return Weights(cell.family, n, k, g, data, scale, zero, global_scale)
 
 
+def dequantized(q: torch.Tensor, scale: torch.Tensor, azp: torch.Tensor | None = None):
+    """(q - azp) * scale in float32; scale is one number, one a row, or one a group."""
+    value = q.float() if azp is None else q.float() - azp
+    if scale.ndim == 2 and scale.shape[1] > 1:
+        scale = scale.repeat_interleave(q.shape[1] // scale.shape[1], 1)
+    return value * scale
+
+
 @dataclass
 class Operands:
-    """One cell's operands. `x_scale` is [M, 1] or [M, K/128]; `azp` int32 [M, 1] or None."""
+    """One cell's operands. `x_scale` is [M, 1] or [M, K/128]; `azp` int32 [M, 1] or None;
+    `copies` are the x of a conversion, which rotate as weights do."""
 
     cell: Cell
     weights: Weights | None
     x: torch.Tensor
     x_scale: torch.Tensor | None = None
     azp: torch.Tensor | None = None
+    copies: list[torch.Tensor] = field(default_factory=list)
 
     @functools.cached_property
     def products(self) -> torch.Tensor:
@@ -159,7 +170,12 @@ def make_operands(cell: Cell, weights: Weights | None) -> Operands:
     """Fresh random activations for a cell."""
     f, m, k = FAMILIES[cell.family], cell.m, cell.k
     if f.x_bits == 16:
-        return Operands(cell, weights, torch.randn(m, k, device=DEVICE, dtype=BF16))
+        x = torch.randn(m, k, device=DEVICE, dtype=BF16)
+        copies = []
+        if f.suite == "quantize":
+            fresh = timing.copies(2 * m * k) - 1
+            copies = [x, *(torch.randn(m, k, device=DEVICE, dtype=BF16) for _ in range(fresh))]
+        return Operands(cell, weights, x, copies=copies)
     int8 = f.rate == "int8"
     x = random_int8(m, k) if int8 else random_fp8(m, k)
     if f.name == "fp8-block":

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import torch
 
-from benchmarks.operands import F8, Operands, Weights
+from benchmarks.operands import F8, STATIC_AZP, STATIC_SCALE, Operands, Weights, dequantized
 from benchmarks.suites import FAMILIES, Cell
 from jaxkernels.mosaic.device import trace_device
 from jaxkernels.problem import MixedMMProblem, ScaledMMProblem
-from jaxkernels.quantized import QuantizedTensor
+from jaxkernels.quantized import GroupShape, QuantizedTensor
 from jaxkernels.scalar_types import scalar_types
 
 BF16 = jnp.bfloat16
@@ -120,7 +120,7 @@ def _linear(cell: Cell) -> Plan:
     )
 
     def fn(x, w, w_scale):
-        weight = _tensor(w, w_scale, (n, k), scalar_types.float8_e4m3fn, (1, -1))
+        weight = _tensor(w, w_scale, (n, k), scalar_types.float8_e4m3fn, GroupShape(1, -1))
         return w8a8_linear(x, weight, out_dtype=BF16)
 
     def operands(o: Operands):
@@ -163,7 +163,7 @@ def _weight_struct(cell: Cell) -> QuantizedTensor:
         more["global_scale"] = _struct((), jnp.float32)
     return _tensor(
         _struct((n, k * f.w_bits // 8), byte), _struct((n, groups), scale), (n, k), kind,
-        (1, cell.group), **more,
+        GroupShape(1, cell.group), **more,
     )  # fmt: skip
 
 
@@ -233,7 +233,48 @@ def _prepared_copies(w: Weights, plain: QuantizedTensor) -> list[tuple[torch.Ten
 
 
 def _quantize(cell: Cell) -> Plan:
-    raise ValueError("no kernel quantizes activations yet")
+    from jaxkernels import quantize
+    from jaxkernels.problem import QuantizeProblem
+    from jaxkernels.quantize.op import IMPLEMENTATIONS
+
+    scheme = FAMILIES[cell.family].name.removeprefix("quantize-")
+    int8, static, azp = "int8" in scheme, "static" in scheme, scheme.endswith("azp")
+    structs = [_struct((cell.m, cell.k), BF16)]
+    if static:
+        structs.append(_struct((1, 1), jnp.float32))
+    if static and azp:
+        structs.append(_struct((1, 1), jnp.int32))
+    how = "static" if static else next(h for h in ("token", "tensor", "group") if h in scheme)
+    column = scheme.endswith("col")
+
+    def fn(x, *given):
+        if int8:
+            out = quantize.quantize_int8(x, *given, symmetric=not azp, implementation="hopper")
+        elif how == "group":
+            out = quantize.quantize_fp8_group(
+                x, cell.group, column_major=column, implementation="hopper"
+            )
+        else:
+            per_token = how == "token"
+            out = quantize.quantize_fp8(x, *given, per_token=per_token, implementation="hopper")
+        return tuple(v for v in out if v is not None)
+
+    def operands(o: Operands):
+        xs = o.copies
+        given = [torch.full((1, 1), STATIC_SCALE, device=o.x.device)] if static else []
+        if static and azp:
+            given.append(torch.full((1, 1), STATIC_AZP, device=o.x.device, dtype=torch.int32))
+        return [(x, *given) for x in xs]
+
+    def finish(out, o: Operands):
+        return dequantized(out[0], out[1].T if column else out[1], *out[2:])
+
+    problem = QuantizeProblem(
+        cell.m, cell.k, "bfloat16", "int8" if int8 else "float8_e4m3fn", how, not azp,
+        group_size=cell.group or -1, column_major=column,
+    )  # fmt: skip
+    config = _supported(_hopper(IMPLEMENTATIONS), problem)
+    return Plan(fn, tuple(structs), operands, "quantize/hopper", config, finish)
 
 
 @functools.lru_cache(maxsize=512)

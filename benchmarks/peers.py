@@ -20,7 +20,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.operands import BF16, F8, Operands, Weights
+from benchmarks.operands import (
+    BF16,
+    F8,
+    STATIC_AZP,
+    STATIC_SCALE,
+    Operands,
+    Weights,
+    dequantized,
+)
 
 Call = Callable[[], object]
 
@@ -95,12 +103,14 @@ def once(weights: Weights, what: str, make: Callable[[], object]):
 # ---------------------------------------------------------------- 8 bits by 8 bits
 def scaled_mm_rowwise(o: Operands) -> Built:
     scale = o.weights.scale.T.contiguous()
-    return Built([
-        lambda w=w: torch._scaled_mm(
-            o.x, w.T, scale_a=o.x_scale, scale_b=scale, out_dtype=BF16, use_fast_accum=True
-        )
-        for w in o.weights.data
-    ])
+    return Built(
+        [
+            lambda w=w: torch._scaled_mm(
+                o.x, w.T, scale_a=o.x_scale, scale_b=scale, out_dtype=BF16, use_fast_accum=True
+            )
+            for w in o.weights.data
+        ]
+    )
 
 
 def scaled_mm_tensorwise(o: Operands) -> Built:
@@ -213,8 +223,10 @@ def bf16_matmul(o: Operands) -> Built:
     data = once(
         w,
         "bf16",
-        lambda: [w.dequantized().to(BF16)]
-        + [torch.randn(n, k, device=o.x.device, dtype=BF16) for _ in range(count - 1)],
+        lambda: (
+            [w.dequantized().to(BF16)]
+            + [torch.randn(n, k, device=o.x.device, dtype=BF16) for _ in range(count - 1)]
+        ),
     )
     x = o.x.to(BF16)
     return Built(
@@ -293,36 +305,57 @@ def marlin(o: Operands) -> Built:
     ops, w, none = vllm_ops(), o.weights, _empty()
     m, n, k, kind = o.x.shape[0], w.n, w.k, _type(o.weights)
     data = once(
-        w, "marlin", lambda: [
-            ops.gptq_marlin_repack(q, none, k, n, _bits(w), False) for q in gptq_words(w)
-        ],
+        w,
+        "marlin",
+        lambda: [ops.gptq_marlin_repack(q, none, k, n, _bits(w), False) for q in gptq_words(w)],
     )
     # fp8 weights: Marlin rebuilds the exponent with a bias that the scale has to undo.
     unbias = 2.0**120 if kind == "fp8" else 1.0
     scale = once(
-        w, "marlin_scale",
+        w,
+        "marlin_scale",
         lambda: marlin_scales(w.scale.T.contiguous(), not w.per_channel) * unbias,
     )
     zero = none
     if w.zero_point is not None:
         zero = once(w, "marlin_zero", lambda: marlin_zeros(w.zero_point.T.contiguous()))
     space = torch.zeros(132, device="cuda", dtype=torch.int32)
-    return Built([
-        lambda q=q: ops.marlin_gemm(
-            o.x, None, q, None, scale, None, None, zero, none, none, space, TYPE_IDS[kind],
-            m, n, k, True, False, True, False,
-        )
-        for q in data
-    ])
+    return Built(
+        [
+            lambda q=q: ops.marlin_gemm(
+                o.x,
+                None,
+                q,
+                None,
+                scale,
+                None,
+                None,
+                zero,
+                none,
+                none,
+                space,
+                TYPE_IDS[kind],
+                m,
+                n,
+                k,
+                True,
+                False,
+                True,
+                False,
+            )
+            for q in data
+        ]
+    )
 
 
 def machete(o: Operands) -> Built:
     ops, w = vllm_ops(), o.weights
     kind = TYPE_IDS[_type(w)]
     data = once(
-        w, "machete", lambda: [
-            ops.machete_prepack_B(q.t().contiguous().t(), BF16, kind, BF16)
-            for q in gptq_words(w)
+        w,
+        "machete",
+        lambda: [
+            ops.machete_prepack_B(q.t().contiguous().t(), BF16, kind, BF16) for q in gptq_words(w)
         ],
     )
     scale = once(w, "machete_scale", lambda: w.scale.T.contiguous())
@@ -330,10 +363,12 @@ def machete(o: Operands) -> Built:
     if w.zero_point is not None:
         zero = (-scale * w.zero_point.T.to(BF16)).contiguous()
     group = -1 if w.per_channel else w.group
-    return Built([
-        lambda q=q: ops.machete_mm(o.x, q, kind, BF16, scale, zero, group, None, None, None)
-        for q in data
-    ])
+    return Built(
+        [
+            lambda q=q: ops.machete_mm(o.x, q, kind, BF16, scale, zero, group, None, None, None)
+            for q in data
+        ]
+    )
 
 
 def cutlass_w4a8(o: Operands) -> Built:
@@ -341,13 +376,16 @@ def cutlass_w4a8(o: Operands) -> Built:
     ops, w = vllm_ops(), o.weights
     flip = -2004318072  # 0x88888888: offset-binary nibbles to two's complement
     data = once(
-        w, "w4a8", lambda: [
+        w,
+        "w4a8",
+        lambda: [
             ops.cutlass_encode_and_reorder_int4b((q ^ flip).t().contiguous().t())
             for q in gptq_words(w)
         ],
     )
     group_scale = once(
-        w, "w4a8_group",
+        w,
+        "w4a8_group",
         lambda: ((torch.rand(w.k // 128, w.n, device="cuda") * 0.9 + 0.1) * 56).to(F8),
     )
     packed = once(w, "w4a8_scale", lambda: ops.cutlass_pack_scale_fp8(group_scale))
@@ -359,9 +397,7 @@ def cutlass_w4a8(o: Operands) -> Built:
 
     return Built(
         [
-            lambda q=q: ops.cutlass_w4a8_mm(
-                o.x, q, packed, 128, channel, o.x_scale, None, None
-            )
+            lambda q=q: ops.cutlass_w4a8_mm(o.x, q, packed, 128, channel, o.x_scale, None, None)
             for q in data
         ],
         reference=reference,
@@ -373,20 +409,40 @@ def marlin_w4a8(o: Operands) -> Built:
     ops, w, none = vllm_ops(), o.weights, _empty()
     m, n, k = o.x.shape[0], w.n, w.k
     data = once(
-        w, "marlin_a8",
+        w,
+        "marlin_a8",
         lambda: [ops.gptq_marlin_repack(q, none, k, n, 4, True) for q in gptq_words(w)],
     )
     scale = once(w, "marlin_a8_scale", lambda: marlin_scales(w.scale.T.contiguous(), False))
     fraction = (scale / scale.max() * 4096).round().to(torch.int16).view(BF16)
     token = o.x_scale * (scale.max().float() / 4096)
     space = torch.zeros(132, device="cuda", dtype=torch.int32)
-    return Built([
-        lambda q=q: ops.marlin_gemm(
-            o.x, None, q, None, fraction, token, None, none, none, none, space,
-            TYPE_IDS["uint4b8"], m, n, k, True, False, True, False,
-        )
-        for q in data
-    ])
+    return Built(
+        [
+            lambda q=q: ops.marlin_gemm(
+                o.x,
+                None,
+                q,
+                None,
+                fraction,
+                token,
+                None,
+                none,
+                none,
+                none,
+                space,
+                TYPE_IDS["uint4b8"],
+                m,
+                n,
+                k,
+                True,
+                False,
+                True,
+                False,
+            )
+            for q in data
+        ]
+    )
 
 
 def humming(weight: str, activation: str | None) -> Callable[[Operands], Built]:
@@ -431,9 +487,7 @@ def humming(weight: str, activation: str | None) -> Callable[[Operands], Built]:
 
         layer, dense, data = once(w, f"humming-{weight}-{activation}", prepare)
         config = layer.humming_config
-        ranges = [
-            e for e in get_heuristics_config(config) if any(e[0] < t <= e[1] for t in (1, m))
-        ]
+        ranges = [e for e in get_heuristics_config(config) if any(e[0] < t <= e[1] for t in (1, m))]
         kernels = HummingKernel.prepare_kernels(config.to_str(), None, json.dumps(ranges))
         source = torch.randn(m, w.k, device="cuda", dtype=BF16)
         x, scale = may_quant_input(config, source)
@@ -445,8 +499,12 @@ def humming(weight: str, activation: str | None) -> Callable[[Operands], Built]:
         return Built(
             [
                 lambda q=q: ops.launch_kernel(
-                    configs=kernels, inputs=x, weight=q, weight_scale=layer.weight_scale.data,
-                    input_scale=scale, locks=layer.locks,
+                    configs=kernels,
+                    inputs=x,
+                    weight=q,
+                    weight_scale=layer.weight_scale.data,
+                    input_scale=scale,
+                    locks=layer.locks,
                 )
                 for q in data
             ],
@@ -454,6 +512,99 @@ def humming(weight: str, activation: str | None) -> Callable[[Operands], Built]:
         )
 
     return build
+
+
+# ---------------------------------------------------------------- activation quantization
+def _conversion(o: Operands, dtype: torch.dtype, call, *, scale=None, azp=None) -> Built:
+    """`call(x, q, scale, azp)` over the rotating inputs, each with an output of its own."""
+    outputs = [torch.empty(x.shape, device=x.device, dtype=dtype) for x in o.copies]
+    if scale is None:
+        scale = torch.empty(o.cell.m, 1, device=o.x.device)
+    return Built(
+        [functools.partial(call, x, q, scale, azp) for x, q in zip(o.copies, outputs, strict=True)],
+        finish=lambda _: dequantized(outputs[0], scale, azp),
+    )
+
+
+def vllm_int8(o: Operands) -> Built:
+    ops = vllm_ops()
+    return _conversion(
+        o, torch.int8, lambda x, q, s, z: ops.dynamic_scaled_int8_quant(q, x, s, None)
+    )
+
+
+def vllm_int8_azp(o: Operands) -> Built:
+    ops = vllm_ops()
+    azp = torch.empty(o.cell.m, 1, device=o.x.device, dtype=torch.int32)
+    return _conversion(
+        o, torch.int8, lambda x, q, s, z: ops.dynamic_scaled_int8_quant(q, x, s, z), azp=azp
+    )
+
+
+def vllm_int8_static(o: Operands) -> Built:
+    ops, scale = vllm_ops(), torch.full((1,), STATIC_SCALE, device=o.x.device)
+    return _conversion(
+        o, torch.int8, lambda x, q, s, z: ops.static_scaled_int8_quant(q, x, s, None), scale=scale
+    )
+
+
+def vllm_int8_static_azp(o: Operands) -> Built:
+    ops, scale = vllm_ops(), torch.full((1,), STATIC_SCALE, device=o.x.device)
+    azp = torch.full((1,), STATIC_AZP, device=o.x.device, dtype=torch.int32)
+    return _conversion(
+        o,
+        torch.int8,
+        lambda x, q, s, z: ops.static_scaled_int8_quant(q, x, s, z),
+        scale=scale,
+        azp=azp,
+    )
+
+
+def vllm_fp8_token(o: Operands) -> Built:
+    ops = vllm_ops()
+    return _conversion(
+        o, F8, lambda x, q, s, z: ops.dynamic_per_token_scaled_fp8_quant(q, x, s, None)
+    )
+
+
+def vllm_fp8_static(o: Operands) -> Built:
+    ops, scale = vllm_ops(), torch.full((1,), STATIC_SCALE, device=o.x.device)
+    return _conversion(
+        o, F8, lambda x, q, s, z: ops.static_scaled_fp8_quant(q, x, s, None), scale=scale
+    )
+
+
+def vllm_fp8_tensor(o: Operands) -> Built:
+    ops, scale = vllm_ops(), torch.zeros(1, device=o.x.device)
+    return _conversion(o, F8, lambda x, q, s, z: ops.dynamic_scaled_fp8_quant(q, x, s), scale=scale)
+
+
+def vllm_fp8_group(column_major: bool) -> Callable[[Operands], Built]:
+    def build(o: Operands) -> Built:
+        ops, m, groups = vllm_ops(), o.cell.m, o.cell.k // o.cell.group
+        scale = torch.empty(m, groups, device=o.x.device)
+        if column_major:
+            scale = torch.empty(groups, m, device=o.x.device).T
+        return _conversion(
+            o,
+            F8,
+            lambda x, q, s, z: ops.per_token_group_fp8_quant(
+                x, q, s, o.cell.group, 1e-10, -448.0, 448.0, False, column_major, False
+            ),
+            scale=scale,
+        )
+
+    return build
+
+
+def copy_same_bytes(o: Operands) -> Built:
+    """A plain copy that reads and writes as many bytes: what the memory system can do."""
+    half = [
+        (torch.empty(3 * x.numel() // 2, device=x.device, dtype=torch.uint8), torch.empty_like(x))
+        for x in o.copies
+    ]
+    pairs = [(a, b.view(torch.uint8).view(-1)[: a.numel()]) for a, b in half]
+    return Built([lambda a=a, b=b: a.copy_(b) for a, b in pairs], finish=lambda _: o.x.float())
 
 
 # ---------------------------------------------------------------- XLA
@@ -543,11 +694,33 @@ PEERS: dict[str, list[Peer]] = {
         Peer("humming int8", humming("uint4", "int8"), source="humming"),
         Peer("marlin int8", marlin_w4a8, source="vllm"),
     ],
+    "quantize-int8-token": [Peer("vllm dynamic_scaled_int8_quant", vllm_int8, source="vllm")],
+    "quantize-int8-token-azp": [
+        Peer("vllm dynamic_scaled_int8_quant azp", vllm_int8_azp, source="vllm")
+    ],
+    "quantize-int8-static": [
+        Peer("vllm static_scaled_int8_quant", vllm_int8_static, source="vllm")
+    ],
+    "quantize-int8-static-azp": [
+        Peer("vllm static_scaled_int8_quant azp", vllm_int8_static_azp, source="vllm")
+    ],
+    "quantize-fp8-token": [
+        Peer("vllm dynamic_per_token_scaled_fp8_quant", vllm_fp8_token, source="vllm")
+    ],
+    "quantize-fp8-static": [Peer("vllm static_scaled_fp8_quant", vllm_fp8_static, source="vllm")],
+    "quantize-fp8-tensor": [Peer("vllm dynamic_scaled_fp8_quant", vllm_fp8_tensor, source="vllm")],
+    "quantize-fp8-group": [
+        Peer("vllm per_token_group_fp8_quant", vllm_fp8_group(False), source="vllm")
+    ],
+    "quantize-fp8-group-col": [
+        Peer("vllm per_token_group_fp8_quant", vllm_fp8_group(True), source="vllm")
+    ],
     "fp4-nv": [Peer("torch bf16 matmul", bf16_matmul, eligible=False)],
     "fp4-mx": [Peer("torch bf16 matmul", bf16_matmul, eligible=False)],
 }
 
 
 def peers_of(family: str) -> list[Peer]:
-    """The peers that a family meets, eligible ones first to last as they are declared."""
-    return PEERS.get(family, [])
+    """The peers that a family meets; a conversion also meets a plain copy."""
+    copy = [Peer("torch copy_ (same bytes)", copy_same_bytes, eligible=False)]
+    return PEERS.get(family, []) + copy * family.startswith("quantize-")

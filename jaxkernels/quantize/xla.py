@@ -150,7 +150,7 @@ def power_of_two_at_least(x: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
     mantissa = (1 << 23) - 1
     power = jnp.where(bits & mantissa, (bits & ~mantissa) + (1 << 23), bits)
-    power = jnp.where(jnp.isfinite(x), power, bits)
+    power = jnp.where(jnp.abs(x) < jnp.inf, power, bits)
     return jax.lax.bitcast_convert_type(power, jnp.float32)
 
 

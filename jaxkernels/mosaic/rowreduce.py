@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""One row in registers: the building block of kernels that reduce a row and then rewrite it.
+
+A warpgroup loads a row of K elements from global memory once, 16 bytes a thread at a time where
+rows allow, keeps it in registers in its own type, reduces it, and writes the converted row. There
+is no shared memory but the few bytes of the reduction, and no barrier but its own.
+
+A row is cut into *pieces* of `128 * width` elements, `width` a thread. What is left of a row is
+covered by one more piece that ends where the row ends and overlaps the one before: maxima and
+minima do not mind seeing an element twice, and the same thread block writes it twice with the same
+value. So any K of at least 128 is taken, without masks.
+
+Groups along a row use a two-dimensional layout: a group of 128 lies in 16 lanes of 8 elements, so
+its reduction is four shuffles and never leaves the warp.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax._src.lib.mlir.dialects import arith, math
+from jax.experimental import pallas as pl
+from jax.experimental.mosaic.gpu.fragmented_array import TiledLayout, Tiling
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jaxkernels.mosaic.interpret import is_interpreting
+
+THREADS = 128  # a warpgroup
+VECTOR_BYTES = 16  # the widest load
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Elements [start, start + size) of a row, `width` contiguous ones a thread."""
+
+    start: int
+    size: int
+    width: int
+
+    @property
+    def slice(self):
+        return pl.ds(self.start, self.size)
+
+    @property
+    def layout(self):
+        return plgpu.Layout.WG_STRIDED((self.size,), vec_size=self.width)
+
+
+def row_pieces(length: int, element_bytes: int) -> tuple[Piece, ...]:
+    """How a warpgroup covers a row of `length` elements that starts at a multiple of it.
+
+    Example:
+      >>> row_pieces(4096, 2)
+      (Piece(start=0, size=4096, width=8),)
+      >>> row_pieces(1280, 2)
+      (Piece(start=0, size=1024, width=8), Piece(start=256, size=1024, width=8))
+      >>> row_pieces(136, 2)
+      (Piece(start=0, size=128, width=1), Piece(start=8, size=128, width=1))
+    """
+    if length < THREADS:
+        raise ValueError(f"length: expected at least {THREADS} elements, got {length}")
+    width = VECTOR_BYTES // element_bytes
+    while length % width or length < THREADS * width:
+        width //= 2
+    step = THREADS * width
+    whole = length // step * step
+    pieces = (Piece(0, whole, width),)
+    return pieces if whole == length else (*pieces, Piece(length - step, step, width))
+
+
+def load_row(ref, row, pieces: tuple[Piece, ...]) -> list[jax.Array]:
+    """The pieces of `ref[row]`, in registers, in the array's own dtype."""
+    return [plgpu.load(ref.at[row, p.slice], layout=p.layout, optimized=False) for p in pieces]
+
+
+def store_row(ref, row, pieces: tuple[Piece, ...], values: list[jax.Array]) -> None:
+    """Writes the pieces of `ref[row]`."""
+    for piece, value in zip(pieces, values, strict=True):
+        ref[row, piece.slice] = value
+
+
+def row_absmax(values: list[jax.Array]) -> jax.Array:
+    """max |x| over a row's pieces, float32 []; NaN anywhere gives NaN."""
+    return _join([jnp.max(jnp.abs(v)) for v in values], jnp.maximum).astype(jnp.float32)
+
+
+def row_range(values: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """(min, max) over a row's pieces, float32 []."""
+    low = _join([jnp.min(v) for v in values], jnp.minimum)
+    high = _join([jnp.max(v) for v in values], jnp.maximum)
+    return low.astype(jnp.float32), high.astype(jnp.float32)
+
+
+def _join(parts, join):
+    result = parts[0]
+    for part in parts[1:]:
+        result = join(result, part)
+    return result
+
+
+def group_tile(group: int, element_bytes: int) -> int:
+    """How many groups a warpgroup loads at a time: 0 where a group is not 1 to 32 lanes wide.
+
+    Example:
+      >>> group_tile(128, 2), group_tile(64, 2), group_tile(48, 2)
+      (8, 16, 0)
+    """
+    width = VECTOR_BYTES // element_bytes
+    lanes = group // width
+    return 4 * 32 // lanes if group % width == 0 and lanes in (1, 2, 4, 8, 16, 32) else 0
+
+
+def group_layout(group: int, element_bytes: int):
+    """The layout of [groups, group], groups a multiple of `group_tile`: a group inside a warp."""
+    width = VECTOR_BYTES // element_bytes
+    per_warp = group_tile(group, element_bytes) // 4
+    # A tile of 4 * per_warp groups becomes (4 warps, 1, per_warp, lanes, 1, width).
+    tiling = Tiling(((4 * per_warp, group), (per_warp, group), (1, width)))
+    layout = TiledLayout(
+        tiling, warp_dims=(-6,), lane_dims=(-4, -3), vector_dim=-1, _check_canonical=False
+    ).canonicalize()
+    return plgpu.Layout.TILED(layout.tiling, layout.warp_dims, layout.lane_dims, layout.vector_dim)
+
+
+def divide(x: jax.Array, by: jax.Array, layout) -> jax.Array:
+    """x / by of float32, correctly rounded, for one divisor and many x.
+
+    `by` (x's shape, broadcast from few values) must be positive, at least 2^-100, and x / by must
+    not overflow. The reciprocal is rounded once per divisor; a product with it is off by at most
+    1.5 units in the last place, and two steps of Markstein's correction with fused multiply-adds
+    leave the quotient that division gives, signs of zeros included: 5 operations instead of the
+    hardware sequence's 10 and a branch (P. Markstein, IA-64 and Elementary Functions, 2000).
+    """
+    if is_interpreting():
+        return x / as_data(by, x)
+    inverse = 1.0 / by
+    finite = jnp.minimum(by, jnp.finfo(jnp.float32).max)  # x / Inf is 0, not Inf * 0
+
+    @plgpu.inline_mgpu(
+        arg_types=(layout, layout, layout),
+        return_type=plgpu.ShapeDtypeStruct(x.shape, jnp.float32, layout),
+    )
+    def corrected(_, x, by, inverse):
+        def quotient(x, by, inverse):
+            minus_x, minus_inverse = arith.negf(x), arith.negf(inverse)
+            q = arith.mulf(x, inverse)
+            for _ in range(2):
+                q = math.fma(math.fma(q, by, minus_x), minus_inverse, q)
+            return q
+
+        return x._pointwise(quotient, by, inverse)
+
+    return corrected(x, finite, inverse)
+
+
+def as_data(x: jax.Array, like: jax.Array) -> jax.Array:
+    """`x`, or interpreted, something equal that a CPU's compiler cannot see through.
+
+    XLA turns a division by a constant or a broadcast value into a product with its reciprocal, and
+    `1 / (a / b)` into `b / a`: off in the last bit now and then. A GPU does as it is told.
+    """
+    if not is_interpreting():
+        return x
+    never = (jax.lax.bitcast_convert_type(like, jnp.int32) | 1) == 0
+    return jnp.where(never, jnp.zeros_like(like), x)
+
+
+def over(x: jax.Array, constant: float) -> jax.Array:
+    """x / constant of float32, really divided."""
+    return x / as_data(jnp.float32(constant), x)
+
+
+def reciprocal(x: jax.Array) -> jax.Array:
+    """1 / x of float32, rounded from x itself and not from what x was computed from."""
+    return 1.0 / as_data(x, x)
+
+
+def round_to_int8(x: jax.Array, shift: jax.Array | None = None) -> jax.Array:
+    """sat8(rne(x) + shift) of float32 x and an int32 scalar under 2^21; a NaN counts as 0.
+
+    Adding 1.5 * 2^23 rounds to a whole number, to nearest even, and leaves it in the low bits: a
+    few ordinary operations, where the conversion instructions run at an eighth of their rate.
+    """
+    low, high = -128.0, 127.0
+    if shift is not None:
+        low, high = low - shift.astype(jnp.float32), high - shift.astype(jnp.float32)
+        x = jnp.where(x == x, x, 0.0)  # before the limits, which may leave 0 out
+    limited = jnp.minimum(jnp.maximum(x, low), high)
+    if shift is None:
+        limited = jnp.where(limited == limited, limited, 0.0)
+    bits = jax.lax.bitcast_convert_type(limited + 12582912.0, jnp.int32)
+    if shift is not None:
+        bits = bits + shift
+    return bits.astype(jnp.int8)
+
+
+def to_fp8(x: jax.Array) -> jax.Array:
+    """e4m3(clamp(x)) of float32, rounded to nearest even; NaN stays NaN.
+
+    The GPU's conversion saturates by itself; JAX's does not.
+    """
+    if is_interpreting():
+        x = jnp.clip(x, -448.0, 448.0)
+    return x.astype(jnp.float8_e4m3fn)

@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""Activation quantization as Mosaic GPU kernels: one pass over memory, one warpgroup a row.
+
+Each kernel is the same three steps on the building block of `jaxkernels.mosaic.rowreduce`:
+
+    load a run of x into registers  ->  reduce it to its scale (or read a given one)  ->  rewrite it
+
+A *run* is what one warpgroup takes: a row where a scale belongs to a row ("token"); anything
+convenient where it does not ("static", "group"), chosen small enough to fill the GPU. There is no
+pipeline: thousands of independent warpgroups, 8 or more on an SM, keep memory busy.
+
+    int8 token       a = max|x|;  s = a / 127;  q = rne8(x * (127 / a))
+    int8 token azp   s = (max - min) / 255;  z = rne(-128 - min / s);  q = sat8(rne(x / s) + z)
+    fp8 token        s = max(min(max|x|, ub) / 448, 1 / (448 * 512));  q = fp8(x / s)
+    fp8 group        s = max(max|x|, 1e-10) / 448, or the power of two above;  q = fp8(x / s)
+    static           q = rne8(x / s), sat8(rne(x * (1 / s)) + z) or fp8(x * (1 / s))
+    fp8 tensor       one kernel for max|x| of each of a few hundred warpgroups, one that joins them
+
+The bits are those of `jaxkernels.quantize.xla`; scalars of a row are computed by its functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jaxkernels.mosaic import rowreduce as rr
+from jaxkernels.problem import Device, Implementation, QuantizeOperands, QuantizeProblem, Support
+from jaxkernels.quantize import xla
+
+F32 = jnp.float32
+# A thread holds K / 128 elements of a row; beyond this many bytes they would not fit in registers.
+MAX_ROW_BYTES = 64 << 10
+# Warpgroups that share the work of a tensor-wide maximum, and whose maxima the next kernel joins.
+PARTIALS = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """`run`: elements a warpgroup takes where the scheme leaves it free."""
+
+    run: int = 4096
+
+
+def _itemsize(problem: QuantizeProblem) -> int:
+    return jnp.dtype(problem.x_dtype).itemsize
+
+
+def supports(problem: QuantizeProblem, device: Device) -> Support:
+    """Rows of 128 elements or more that fit in a warpgroup's registers; groups of 1 to 32 lanes."""
+    p, itemsize = problem, _itemsize(problem)
+    clauses = [
+        (device.is_hopper, f"it needs a Hopper GPU, got {device.name}"),
+        (p.m > 0, "it needs at least one row, got m = 0"),
+        (p.k >= rr.THREADS, f"k must be at least {rr.THREADS}, got {p.k}"),
+    ]
+    if p.scale == "group":
+        tile = rr.group_tile(p.group_size, itemsize)
+        clauses += [
+            (tile > 0, f"group_size must be 1 to 32 times {16 // itemsize}, got {p.group_size}"),
+            (p.k % p.group_size == 0, f"k must be whole groups of {p.group_size}, got {p.k}"),
+        ]
+        if tile and p.k % p.group_size == 0:
+            groups = p.k // p.group_size
+            whole = groups >= tile or (not p.column_major and groups * p.m % tile == 0)
+            clauses.append(
+                (whole, f"a row must have at least {tile} groups of {p.group_size}, got {groups}")
+            )
+    elif not (p.scale in ("static", "tensor") and _divisors(p)):
+        bytes_ = p.k * itemsize
+        clauses.append(
+            (bytes_ <= MAX_ROW_BYTES, f"a row must have at most 64 KiB, got {bytes_} bytes")
+        )
+    return Support.all(*clauses)
+
+
+def _divisors(problem: QuantizeProblem) -> tuple[int, ...]:
+    """Run lengths that cut the whole array evenly, longest first."""
+    total = problem.m * problem.k
+    return tuple(run for run in (8192, 4096, 2048, 1024) if total % run == 0)
+
+
+def default_config(problem: QuantizeProblem, device: Device) -> Config:
+    """The longest run of at most 4096 elements that still gives each SM four warpgroups."""
+    total = problem.m * problem.k
+    for run in (4096, 2048):
+        if total >= run * 4 * device.num_sms:
+            return Config(run)
+    return Config(1024)
+
+
+def configs(problem: QuantizeProblem, device: Device) -> tuple[Config, ...]:
+    """The runs worth trying; schemes whose run is the row have one."""
+    if problem.scale == "token":
+        return (default_config(problem, device),)
+    return tuple(Config(run) for run in (1024, 2048, 4096, 8192))
+
+
+def run(problem: QuantizeProblem, operands: QuantizeOperands, config: Config | None = None):
+    """(q, scale, azp or None) as `QuantizeOperands` says; kernels and reshapes only."""
+    from jaxkernels.mosaic.device import trace_device
+
+    config = config or default_config(problem, trace_device())
+    if problem.scale == "group":
+        return _group(problem, operands, config)
+    if problem.scale == "token":
+        return _token(problem, operands)
+    if problem.scale == "tensor":
+        return _tensor(problem, operands, config)
+    return _static(problem, operands, config)
+
+
+def _kernel(body, outputs, grid: int, name: str):
+    return plgpu.kernel(
+        body,
+        out_type=tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs),
+        grid=(grid,),
+        grid_names=("run",),
+        kernel_name=name,
+    )
+
+
+def _runs(problem: QuantizeProblem, config: Config) -> tuple[int, int]:
+    """(runs, length): the whole array in runs of about `config.run`, or else its rows."""
+    fits = [r for r in _divisors(problem) if r <= config.run]
+    return (problem.m * problem.k // fits[0], fits[0]) if fits else (problem.m, problem.k)
+
+
+# -- one scale a row ----------------------------------------------------------------------------
+
+
+def _token(problem: QuantizeProblem, operands: QuantizeOperands):
+    m, k = problem.m, problem.k
+    pieces = rr.row_pieces(k, _itemsize(problem))
+    scheme = _int8_row if problem.out_dtype == "int8" else _fp8_row
+    scheme = functools.partial(scheme, problem, pieces)
+    outputs = [((m, k), problem.out_dtype), ((m, 1), F32)]
+    if not problem.symmetric:
+        outputs.append(((m, 1), jnp.int32))
+    bounds = () if operands.scale_ub is None else (operands.scale_ub,)
+
+    def body(x_gmem, *refs):
+        given, (q_gmem, *found_gmem) = refs[: len(bounds)], refs[len(bounds) :]
+        row = jax.lax.axis_index("run")
+        q, *found = scheme(rr.load_row(x_gmem, row, pieces), *(ref[0, 0] for ref in given))
+        for ref, value in zip(found_gmem, found, strict=True):
+            ref[row, 0] = value
+        rr.store_row(q_gmem, row, pieces, q)
+
+    q, scale, *azp = _kernel(body, outputs, m, "quantize_token")(operands.x, *bounds)
+    return q, scale, azp[0] if azp else None
+
+
+def _int8_row(problem: QuantizeProblem, pieces, x):
+    if problem.symmetric:
+        absmax = rr.row_absmax(x)
+        inverse = jnp.where(absmax == 0, 0.0, 127.0 / absmax)
+        q = [rr.round_to_int8(v.astype(F32) * inverse) for v in x]
+        return q, rr.over(absmax, 127.0)
+    low, high = rr.row_range(x)
+    scale = rr.over(high - low, 255.0)
+    constant = scale == 0
+    azp = jnp.where(
+        constant, 0, xla._saturate_int32(jnp.round(-128.0 - low / rr.as_data(scale, low)))
+    )
+    # A constant row's codes are its sign, which an inverse of 0 and that zero point give.
+    shift = jnp.where(constant, jnp.sign(high).astype(jnp.int32), azp)
+    inverse = jnp.where(constant, 0.0, rr.reciprocal(scale))
+    if _itemsize(problem) == 2:  # then |azp| < 2^20: a 16-bit float has at most 11 bits
+        q = [rr.round_to_int8(v.astype(F32) * inverse, shift) for v in x]
+    else:
+        q = [xla._to_int8(jnp.round(v * inverse), shift) for v in x]
+    return q, jnp.where(constant, jnp.abs(high), scale), azp
+
+
+def _fp8_row(problem: QuantizeProblem, pieces, x, upper=None):
+    absmax = rr.row_absmax(x)
+    if upper is not None:
+        absmax = jnp.minimum(absmax, upper)
+    scale = jnp.maximum(rr.over(absmax, xla.FP8_MAX), xla.MIN_SCALE)
+    q = []
+    for piece, v in zip(pieces, x, strict=True):
+        v = v.astype(F32)
+        if upper is not None:  # saturates all the same, but cannot overflow in the division
+            limit = jnp.minimum(512.0 * scale, jnp.finfo(F32).max)
+            v = jnp.minimum(jnp.maximum(v, -limit), limit)
+        by = jnp.broadcast_to(scale, v.shape)
+        q.append(rr.to_fp8(rr.divide(v, by, piece.layout)))
+    return q, scale
+
+
+# -- a given scale, and one for the whole tensor ------------------------------------------------
+
+
+def _static(problem: QuantizeProblem, operands: QuantizeOperands, config: Config):
+    runs, length = _runs(problem, config)
+    pieces = rr.row_pieces(length, _itemsize(problem))
+    given = [a for a in (operands.scale, operands.zero_point) if a is not None]
+
+    def body(x_gmem, *refs):
+        *given_gmem, q_gmem = refs
+        row = jax.lax.axis_index("run")
+        x = rr.load_row(x_gmem, row, pieces)
+        scale, *azp = (ref[0, 0] for ref in given_gmem)
+        rr.store_row(q_gmem, row, pieces, _static_codes(problem, pieces, x, scale, *azp))
+
+    kernel = _kernel(body, [((runs, length), problem.out_dtype)], runs, "quantize_static")
+    (q,) = kernel(operands.x.reshape(runs, length), *given)
+    return q.reshape(problem.m, problem.k), operands.scale, operands.zero_point
+
+
+def _static_codes(problem: QuantizeProblem, pieces, x, scale, azp=None):
+    inverse = rr.reciprocal(scale)
+    if problem.out_dtype != "int8":
+        return [rr.to_fp8(v.astype(F32) * inverse) for v in x]
+    if azp is not None:
+        return [xla._to_int8(jnp.round(v.astype(F32) * inverse), azp) for v in x]
+    return [rr.round_to_int8(v.astype(F32) / rr.as_data(scale, v.astype(F32))) for v in x]
+
+
+def _tensor(problem: QuantizeProblem, operands: QuantizeOperands, config: Config):
+    runs, length = _runs(problem, config)
+    pieces = rr.row_pieces(length, _itemsize(problem))
+    x = operands.x.reshape(runs, length)
+
+    def absmax_body(x_gmem, partial_gmem):
+        first = jax.lax.axis_index("run")
+
+        def step(i, absmax):
+            row = rr.load_row(x_gmem, first + i * PARTIALS, pieces)
+            return jnp.maximum(absmax, rr.row_absmax(row))
+
+        turns = (runs - first + PARTIALS - 1) // PARTIALS
+        partial_gmem[first] = jax.lax.fori_loop(0, turns, step, jnp.float32(0.0))
+
+    def scale_body(x_gmem, partial_gmem, q_gmem, scale_gmem):
+        row = jax.lax.axis_index("run")
+        v = rr.load_row(x_gmem, row, pieces)
+        layout = plgpu.Layout.WG_STRIDED((PARTIALS,), vec_size=PARTIALS // rr.THREADS)
+        absmax = jnp.max(plgpu.load(partial_gmem, layout=layout, optimized=False))
+        scale = rr.over(absmax, xla.FP8_MAX)
+        inverse = jnp.where(scale == 0, 0.0, rr.reciprocal(scale))
+        rr.store_row(q_gmem, row, pieces, [rr.to_fp8(e.astype(F32) * inverse) for e in v])
+
+        @pl.when(row == 0)
+        def _():
+            scale_gmem[0, 0] = scale
+
+    (partial,) = _kernel(absmax_body, [((PARTIALS,), F32)], PARTIALS, "quantize_absmax")(x)
+    outputs = [((runs, length), problem.out_dtype), ((1, 1), F32)]
+    q, scale = _kernel(scale_body, outputs, runs, "quantize_tensor")(x, partial)
+    return q.reshape(problem.m, problem.k), scale, None
+
+
+# -- one scale a group --------------------------------------------------------------------------
+
+
+def _group(problem: QuantizeProblem, operands: QuantizeOperands, config: Config):
+    p, itemsize = problem, _itemsize(problem)
+    groups, layout = p.k // p.group_size, rr.group_layout(p.group_size, itemsize)
+    tile = rr.group_tile(p.group_size, itemsize)
+    length = _groups_a_run(p, tile, config)
+    runs, runs_a_row = p.m * groups // length, max(1, groups // length)
+    whole = length // tile * tile
+    # (first group, groups) of the pieces of a run; the last may overlap the one before it.
+    pieces = [(0, whole)] + ([] if whole == length else [(length - tile, tile)])
+    padded = -(-p.m // 4) * 4 if p.tma_aligned else p.m
+    scale_shape = (groups, padded) if p.column_major else (runs, length)
+
+    def body(x_gmem, q_gmem, scale_gmem):
+        run = jax.lax.axis_index("run")
+        for first, count in pieces:
+            at = pl.ds(first, count)
+            x = plgpu.load(x_gmem.at[run, at], layout=layout, optimized=False)
+            scale = _group_scale(p, x)
+            q_gmem[run, at] = _group_codes(p, x, scale, layout)
+            if not p.column_major:
+                scale_gmem[run, at] = scale
+                continue
+            row, start = run // runs_a_row, run % runs_a_row * length + first
+            scale_gmem[pl.ds(start, count), row] = scale
+            for column in range(p.m, padded):
+
+                @pl.when(row == p.m - 1)
+                def _(start=start, count=count, column=column):
+                    zeros = plgpu.layout_cast(jnp.zeros((count,), F32), layout.reduce(1))
+                    scale_gmem[pl.ds(start, count), column] = zeros
+
+    outputs = [((runs, length, p.group_size), p.out_dtype), (scale_shape, F32)]
+    x = operands.x.reshape(runs, length, p.group_size)
+    q, scale = _kernel(body, outputs, runs, "quantize_group")(x)
+    return q.reshape(p.m, p.k), scale if p.column_major else scale.reshape(p.m, groups), None
+
+
+def _groups_a_run(problem: QuantizeProblem, tile: int, config: Config) -> int:
+    """About `config.run` elements of groups: of a row, or of the array if rows are short."""
+    groups = problem.k // problem.group_size
+    whole = groups if problem.column_major or groups >= tile else groups * problem.m
+    most = max(1, config.run // (problem.group_size * tile))
+    for tiles in range(most, 0, -1):
+        if whole % (tiles * tile) == 0:
+            return tiles * tile
+    return groups
+
+
+def _group_scale(problem: QuantizeProblem, x):
+    absmax = jnp.max(jnp.abs(x), axis=1).astype(F32)
+    scale = rr.over(jnp.maximum(absmax, xla.GROUP_EPS), xla.FP8_MAX)
+    if problem.ue8m0:
+        scale = xla.power_of_two_at_least(jnp.maximum(scale, xla.GROUP_EPS))
+    return scale
+
+
+def _group_codes(problem: QuantizeProblem, x, scale, layout):
+    by = jax.lax.broadcast_in_dim(scale, x.shape, (0,))
+    if problem.ue8m0:  # the reciprocal of a power of two is exact
+        return rr.to_fp8(x.astype(F32) * (1.0 / by))
+    return rr.to_fp8(rr.divide(x.astype(F32), by, layout))
+
+
+KERNEL = Implementation("hopper", supports, run, default_config, configs)

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""The Mosaic quantization kernels against the formulas, bit for bit.
+
+`formula` is numpy in IEEE float32: it divides where the formulas divide. The same cases run
+interpreted on the CPU with race detection, are lowered for Hopper, and run on the GPU at full size.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jaxkernels.mosaic import rowreduce
+from jaxkernels.mosaic.device import abstract_mesh
+from jaxkernels.mosaic.interpret import interpreted
+from jaxkernels.problem import DEVICES, QuantizeOperands, QuantizeProblem
+from jaxkernels.quantize import hopper
+
+F32 = np.float32
+H200 = DEVICES["h200"]
+INT8, FP8 = "int8", "float8_e4m3fn"
+
+
+def problem(m, k, out, scale, dtype="bfloat16", **more):
+    return QuantizeProblem(m, k, dtype, out, scale, **more)
+
+
+SCHEMES = {
+    "int8-token": (INT8, "token", {}),
+    "int8-token-azp": (INT8, "token", {"symmetric": False}),
+    "int8-static": (INT8, "static", {}),
+    "int8-static-azp": (INT8, "static", {"symmetric": False}),
+    "fp8-token": (FP8, "token", {}),
+    "fp8-token-ub": (FP8, "token", {"scale_ub": True}),
+    "fp8-static": (FP8, "static", {}),
+    "fp8-tensor": (FP8, "tensor", {}),
+    "fp8-group": (FP8, "group", {"group_size": 128}),
+    "fp8-group-64": (FP8, "group", {"group_size": 64}),
+    "fp8-group-ue8m0": (FP8, "group", {"group_size": 128, "ue8m0": True}),
+    "fp8-group-col": (FP8, "group", {"group_size": 128, "column_major": True}),
+    "fp8-group-tma": (FP8, "group", {"group_size": 128, "column_major": True, "tma_aligned": True}),
+}
+
+
+def operands(p: QuantizeProblem, x) -> QuantizeOperands:
+    static = p.scale == "static"
+    return QuantizeOperands(
+        jnp.asarray(x).astype(p.x_dtype),
+        jnp.full((1, 1), 0.0123, jnp.float32) if static else None,
+        jnp.full((1, 1), -77, jnp.int32) if static and not p.symmetric else None,
+        jnp.full((1, 1), 1.75, jnp.float32) if p.scale_ub else None,
+    )
+
+
+def sat8(rounded, azp=0):
+    whole = np.nan_to_num(rounded.astype(np.float64), nan=0.0, posinf=2.0**31 - 1, neginf=-(2.0**31))
+    return np.clip(np.clip(whole, -(2.0**31), 2.0**31 - 1) + azp, -128, 127).astype(np.int8)
+
+
+def to_fp8(v):
+    return np.clip(v, F32(-448), F32(448)).astype(ml_dtypes.float8_e4m3fn)
+
+
+def formula(p: QuantizeProblem, o: QuantizeOperands):
+    """(q, scale, azp) from the formulas of spec 5.1, 5.4 and 5.5, in float32."""
+    x = np.asarray(o.x.astype(jnp.float32))
+    one = F32(1)
+    with np.errstate(all="ignore"):
+        if p.scale == "static":
+            s = np.asarray(o.scale)
+            if p.out_dtype == FP8:
+                return to_fp8(x * (one / s)), s, None
+            if p.symmetric:
+                return sat8(np.rint(x / s)), s, None
+            z = np.asarray(o.zero_point)
+            return sat8(np.rint(x * (one / s)), z.astype(np.int64)), s, z
+        if p.scale == "tensor":
+            s = np.abs(x).max().reshape(1, 1) / F32(448)
+            return to_fp8(x * (one / s if s != 0 else F32(0))), s, None
+        if p.scale == "group":
+            g = x.reshape(p.m, -1, p.group_size)
+            s = np.maximum(np.abs(g).max(2), F32(1e-10)) / F32(448)
+            if p.ue8m0:
+                mantissa, exponent = np.frexp(np.maximum(s, F32(1e-10)))
+                s = np.ldexp(F32(1), exponent - (mantissa == 0.5)).astype(F32)
+            q = to_fp8((g / s[:, :, None]).astype(F32)).reshape(p.m, p.k)
+            if p.column_major:
+                rows = -(-p.m // 4) * 4 if p.tma_aligned else p.m
+                s = np.pad(s.T, ((0, 0), (0, rows - p.m)))
+            return q, s, None
+        absmax = np.abs(x).max(1, keepdims=True)
+        if p.out_dtype == FP8:
+            if p.scale_ub:
+                absmax = np.minimum(absmax, np.asarray(o.scale_ub))
+            s = np.maximum(absmax / F32(448), F32(1 / (448 * 512)))
+            return to_fp8(x / s), s, None
+        if p.symmetric:
+            inverse = np.where(absmax == 0, F32(0), F32(127) / absmax)
+            return sat8(np.rint(x * inverse)), absmax / F32(127), None
+        low, high = x.min(1, keepdims=True), x.max(1, keepdims=True)
+        s = (high - low) / F32(255)
+        flat = s == 0
+        z = np.where(flat, 0, np.nan_to_num(np.rint(F32(-128) - low / s))).astype(np.int64)
+        q = np.where(flat, np.sign(x).astype(np.int8), sat8(np.rint(x * (one / s)), z))
+        return q, np.where(flat, np.abs(high), s), z.astype(np.int32)
+
+
+def check(p: QuantizeProblem, o: QuantizeOperands, got) -> None:
+    for name, want, have in zip(("q", "scale", "azp"), formula(p, o), got, strict=True):
+        if want is None:
+            assert have is None, name
+            continue
+        have = np.asarray(have)
+        assert have.shape == want.shape and have.dtype == want.dtype, name
+        bad = np.argwhere(have.view(np.uint8) != np.ascontiguousarray(want).view(np.uint8))
+        if len(bad):
+            nan = np.isnan(want.astype(F32)) & np.isnan(have.astype(F32))
+            bad = np.argwhere((have.astype(F32) != want.astype(F32)) & ~nan)
+        assert not len(bad), (
+            f"{name}: {len(bad)} of {want.size} differ, first at {bad[0]}: "
+            f"{have[tuple(bad[0])]} instead of {want[tuple(bad[0])]}"
+        )
+
+
+def awkward(rng, m, k):
+    """Rows that are normal, zero, constant, tiny, huge, with Inf, with NaN, and with -0."""
+    x = rng.standard_normal((m, k)).astype(F32) * 3
+    x[1 % m] = 0
+    x[2 % m] = -1.375
+    x[3 % m] *= 1e-30
+    x[4 % m] *= 1e30
+    x[5 % m, 7] = np.inf
+    x[6 % m, 9] = np.nan
+    x[7 % m, ::3] = -0.0
+    return x
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("m, k", [(3, 1024), (2, 1280)], ids=str)
+def test_interpreted(name, m, k, rng):
+    out, scale, more = SCHEMES[name]
+    p = problem(m, k, out, scale, **more)
+    if not hopper.supports(p, H200):
+        pytest.skip("; ".join(hopper.supports(p, H200).reasons))
+    o = operands(p, rng.standard_normal((m, k)).astype(F32) * 3)
+    with interpreted():
+        got = jax.tree.map(np.asarray, hopper.run(p, o, hopper.Config(1024)))
+    check(p, o, got)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_every_config_lowers(name, dtype):
+    out, scale, more = SCHEMES[name]
+    for m, k in [(16, 4096), (5, 14336), (7, 5120)]:
+        p = problem(m, k, out, scale, dtype, **more)
+        support = hopper.supports(p, H200)
+        assert support, support.reasons
+        for config in hopper.configs(p, H200):
+            o = jax.eval_shape(lambda p=p: operands(p, jnp.zeros((p.m, p.k))))
+            with jax.sharding.use_abstract_mesh(abstract_mesh()):
+                run = jax.jit(lambda o, p=p, c=config: hopper.run(p, o, c))
+                text = run.trace(o).lower(lowering_platforms=("cuda",)).as_text()
+            assert text.count("mosaic_gpu_v2") == (2 if scale == "tensor" else 1)
+
+
+def test_supports_gives_its_reasons():
+    p = problem(4, 100, FP8, "group", group_size=48)
+    support = hopper.supports(p, DEVICES["a100"])
+    assert not support and len(support.reasons) == 4
+    assert "A100" in support.reasons[0] and "128, got 100" in support.reasons[1]
+    long = dataclasses.replace(p, k=40000, scale="token", group_size=-1)
+    assert "64 KiB, got 80000" in hopper.supports(long, H200).reasons[0]
+
+
+@pytest.mark.parametrize("length", [128, 136, 1024, 1025, 1280, 5137, 14336])
+def test_row_pieces_cover_every_element(length):
+    seen = np.zeros(length, int)
+    for piece in rowreduce.row_pieces(length, 2):
+        assert piece.start % piece.width == 0 and piece.size % (128 * piece.width) == 0
+        assert length % piece.width == 0  # so that every row starts aligned
+        seen[piece.start : piece.start + piece.size] += 1
+    assert seen.min() == 1 and seen.max() <= 2
+
+
+def test_row_pieces_refuse_short_rows():
+    with pytest.raises(ValueError, match="at least 128 elements, got 127"):
+        rowreduce.row_pieces(127, 2)
+
+
+def test_round_to_int8_is_rint_and_saturates():
+    x = np.array([0.5, 1.5, -0.5, -1.5, 2.5, 126.5, 127.5, -128.5, 1e30, -np.inf, np.nan], F32)
+    want = np.array([0, 2, 0, -2, 2, 126, 127, -128, 127, -128, 0], np.int8)
+    np.testing.assert_array_equal(rowreduce.round_to_int8(jnp.asarray(x)), want)
+    shifted = rowreduce.round_to_int8(jnp.asarray(x), jnp.int32(100))
+    np.testing.assert_array_equal(shifted, np.clip(np.rint(np.nan_to_num(x)) + 100, -128, 127))
+
+
+GPU_SHAPES = [(1, 128), (7, 1025), (8, 4096), (16, 5137), (33, 1280), (256, 8192), (64, 28672)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_gpu_bits(name, dtype, rng):
+    out, scale, more = SCHEMES[name]
+    ran = 0
+    for m, k in GPU_SHAPES:
+        p = problem(m, k, out, scale, dtype, **more)
+        if not hopper.supports(p, H200):
+            continue
+        x = awkward(rng, m, k)
+        if scale == "tensor":
+            x = np.nan_to_num(x, nan=0.0, posinf=5.0)
+        o = operands(p, x)
+        check(p, o, jax.tree.map(np.asarray, jax.jit(lambda o, p=p: hopper.run(p, o))(o)))
+        ran += 1
+    assert ran >= 2
+
+
+@pytest.mark.gpu
+def test_gpu_division_is_correctly_rounded(rng):
+    """fp8 per token at scales of every mantissa pattern: quotients near every rounding boundary."""
+    x = rng.standard_normal((4096, 4096)).astype(F32)
+    x *= np.exp2(rng.uniform(-20, 20, (4096, 1))).astype(F32)
+    p = problem(4096, 4096, FP8, "token")
+    o = operands(p, x)
+    check(p, o, jax.tree.map(np.asarray, jax.jit(lambda o: hopper.run(p, o))(o)))
