@@ -52,7 +52,10 @@ def plan(cell: Cell) -> Plan:
 
 
 def _hopper(implementations):
-    return next(i for i in implementations if i.name == "hopper")
+    for implementation in implementations:
+        if implementation.name == "hopper":
+            return implementation
+    raise ValueError("this op has no Hopper kernel")
 
 
 def _supported(implementation, problem) -> str:
@@ -233,9 +236,8 @@ def _prepared_copies(w: Weights, plain: QuantizedTensor) -> list[tuple[torch.Ten
 
 
 def _quantize(cell: Cell) -> Plan:
-    from jaxkernels import quantize
     from jaxkernels.problem import QuantizeProblem
-    from jaxkernels.quantize.op import IMPLEMENTATIONS
+    from jaxkernels.quantize import op as quantize
 
     scheme = FAMILIES[cell.family].name.removeprefix("quantize-")
     int8, static, azp = "int8" in scheme, "static" in scheme, scheme.endswith("azp")
@@ -273,7 +275,7 @@ def _quantize(cell: Cell) -> Plan:
         cell.m, cell.k, "bfloat16", "int8" if int8 else "float8_e4m3fn", how, not azp,
         group_size=cell.group or -1, column_major=column,
     )  # fmt: skip
-    config = _supported(_hopper(IMPLEMENTATIONS), problem)
+    config = _supported(_hopper(quantize.IMPLEMENTATIONS), problem)
     return Plan(fn, tuple(structs), operands, "quantize/hopper", config, finish)
 
 
