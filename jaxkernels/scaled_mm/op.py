@@ -17,6 +17,7 @@ from jaxkernels.choice import choose, kernels_of, warn_if_slow
 from jaxkernels.mosaic.device import trace_device
 from jaxkernels.problem import Implementation, ScaledMMOperands, ScaledMMProblem, dtype_name
 from jaxkernels.quantized import PLAIN, QuantizedTensor
+from jaxkernels.scalar_types import scalar_types
 from jaxkernels.scaled_mm import reference, xla
 
 # In order of preference.
@@ -150,7 +151,8 @@ def _canonical(x, w, x_scale, w_scale, bias, azp, azp_adj, out_dtype):
 def _weight_arrays(w: QuantizedTensor) -> tuple[jax.Array, jax.Array]:
     if w.layout != PLAIN:
         raise ValueError(f"w: expected layout 'plain', got {w.layout!r}")
-    if w.zero_point is not None or w.g_idx is not None or w.scalar_type.has_bias():
+    symmetric = w.zero_point is None and w.g_idx is None
+    if w.scalar_type not in (scalar_types.int8, scalar_types.float8_e4m3fn) or not symmetric:
         raise ValueError(f"w: expected symmetric int8 or float8_e4m3fn weights, got {w}")
     if w.granularity == "group" or (w.granularity == "block" and w.group_shape != (_BLOCK, _BLOCK)):
         raise ValueError(f"w: expected tensor, channel or 128x128 block scales, got {w}")
