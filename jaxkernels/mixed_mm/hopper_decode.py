@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""mixed_mm for few rows of x on Hopper: reads the packed weights once, as fast as memory gives.
+
+    out[m, n] = sum_k x[m, k] * (q[n, k] - zero[n, g]) * scale[n, g] + bias[n]
+
+computed transposed: weights are wgmma's A operand, from registers, x^T is its B, from shared
+memory. Weights lie in fragment order (mixed_mm/prepare.py), so a thread's 16-byte loads already
+are its fragment. A block covers wg_n * 64 rows of w and tile_m rows of x; wg_k warpgroups share
+each stage's K, and split_k blocks of a cluster share the whole K. Every sum has a fixed order.
+
+    memory warpgroup   | wait empty[s] | TMA: w, x, scales, zeros -> slot s, full[s] |  ...
+    compute warpgroups | wait full[s] | words -> registers -> fragment | wgmma | ... | empty[s]
+                         (the fragment of tile t + 1 is converted while tile t multiplies)
+    then               | partial sums: other warpgroups (shared memory), other blocks (cluster) |
+                       | scale, bias, round, transpose through shared memory, TMA store |
+
+scale_on says where a group's scale goes. "accumulator": on the float32 partial sum of each group,
+weights stay exact. "weight": on the converted weights, each product rounded once to x's dtype (as
+Marlin and Machete do); needed for groups of 32, and it keeps one accumulator, so wgmma never
+drains. With one scale for the whole K it always goes on the final sum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jaxkernels.mosaic import convert
+from jaxkernels.mosaic.cluster import exchange_outputs, exchange_scratch, sum_over_cluster
+from jaxkernels.mosaic.convert import TILE
+from jaxkernels.mosaic.smem import matrix, swizzled, window
+from jaxkernels.problem import MixedMMOperands, MixedMMProblem
+
+_WGMMA = plgpu.Layout.WGMMA
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """How the decode kernel cuts a problem.
+
+    Attributes:
+      tile_m: rows of x a block takes (wgmma's N): 8 to 128, a multiple of 8.
+      wg_n: compute warpgroups along n, 64 rows of w each.
+      wg_k: compute warpgroups that share the same rows and cut each stage's K.
+      tile_k: K of one stage, a multiple of 64 * wg_k.
+      stages: slots of the pipeline, a power of two.
+      split_k: blocks of a cluster that share K: 1, 2, 4 or 8.
+      scale_on: "accumulator" or "weight", see the module's docstring.
+    """
+
+    tile_m: int = 16
+    wg_n: int = 4
+    wg_k: int = 1
+    tile_k: int = 256
+    stages: int = 4
+    split_k: int = 1
+    scale_on: str = "accumulator"
+
+
+def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeConfig) -> jax.Array:
+    """Runs the kernel; x is already in the order of w's columns (see `prepare`)."""
+    x, w, bias = operands
+    c = config
+    fmt = convert.FORMATS[problem.weight_type]
+    dtype = x.dtype
+    out_dtype = jnp.dtype(problem.out_dtype)
+    m, n, k = problem.m, problem.n, problem.k
+    group = k if problem.group_size == -1 else problem.group_size
+    grouped = group < k
+    zeros = problem.zero_points
+
+    warpgroups = c.wg_n * c.wg_k
+    tile_n = c.wg_n * TILE
+    tiles = c.tile_k // TILE  # 64 x 64 tiles of a stage, along K
+    own = tiles // c.wg_k  # of one warpgroup
+    stage_groups = max(1, c.tile_k // group) if grouped else 0
+    on_weight = grouped and c.scale_on == "weight"
+    # Tiles that share an accumulator; with scales off the accumulator, all of them do.
+    chain = min(group // TILE, own) if grouped and not on_weight else own
+    steps = -(-k // (c.tile_k * c.split_k))  # the last may reach past K: TMA reads zeros there
+    blocks = (-(-n // tile_n), -(-m // c.tile_m))
+    slices = min(c.split_k, c.tile_m // 8)  # of the tile; as many blocks of a cluster finish one
+    width = c.tile_m // slices
+
+    def kernel(*refs):
+        names = ["x", "w", "scale"] + ["zero"] * zeros + ["bias"] * problem.bias + ["out"]
+        names += ["board"] * (len(refs) - len(names))
+        gmem = dict(zip(names, refs, strict=True))
+        pl.run_scoped(lambda **smem: body(gmem, smem), collective_axes="wg", **scratch())
+
+    def scratch():
+        copies = 1 + tiles + grouped + (grouped and zeros)
+        smem = dict(
+            w=plgpu.SMEM((c.stages, c.wg_n, tiles * fmt.bits, convert.LANES), jnp.int32),
+            x=swizzled((c.stages, tiles), c.tile_m, dtype),
+            out=swizzled((c.wg_n,), width, out_dtype),
+            full=plgpu.Barrier(num_arrivals=copies, num_barriers=c.stages),
+            empty=plgpu.Barrier(num_arrivals=warpgroups, num_barriers=c.stages),
+            fragment=convert.scratch_type(warpgroups, dtype),
+        )
+        rows = (c.stages, c.wg_n, stage_groups, TILE)
+        if grouped:
+            smem["scale"] = plgpu.SMEM(rows, w.scale.dtype)
+        if grouped and zeros:
+            smem["zero"] = plgpu.SMEM(rows, jnp.uint8)
+        if problem.bias:
+            smem["bias"] = plgpu.SMEM((tile_n,), bias.dtype)
+            smem["bias_full"] = plgpu.Barrier()
+        if c.wg_k > 1:
+            smem["halves"] = plgpu.SMEM((c.wg_k - 1, c.wg_n, TILE, c.tile_m), jnp.float32)
+            smem["halves_full"] = plgpu.Barrier(num_arrivals=c.wg_n * (c.wg_k - 1))
+        if c.split_k > 1:
+            smem["exchange"] = exchange_scratch("k", c.split_k, c.wg_n, TILE, width, jnp.float32)
+        return smem
+
+    def body(gmem, smem):
+        warpgroup = lax.axis_index("wg")
+        rank = lax.axis_index("k")
+        row_tile = lax.axis_index("n") * c.wg_n
+        m0 = lax.axis_index("m") * c.tile_m
+
+        def _finish(total, wn, wk, own_row_tile):
+            if c.wg_k > 1:
+
+                @pl.when(wk > 0)
+                def _give():
+                    smem["halves"].at[wk - 1, wn][...] = total
+                    plgpu.barrier_arrive(smem["halves_full"])
+
+            @pl.when(wk == 0)
+            def _take():
+                acc = total
+                if c.wg_k > 1:
+                    plgpu.barrier_wait(smem["halves_full"])
+                    for other in range(c.wg_k - 1):
+                        acc = acc + _load_sum(smem["halves"].at[other, wn])
+                if c.split_k == 1:
+                    _store(acc, 0, wn, own_row_tile)
+                    return
+                sum_over_cluster(
+                    acc,
+                    lambda total, part: _store(total, part, wn, own_row_tile),
+                    axis="k",
+                    size=c.split_k,
+                    parts=slices,
+                    cluster=lax.axis_index("n") * blocks[1] + lax.axis_index("m"),
+                    warpgroup=wn,
+                    scratch=smem["exchange"],
+                    outputs=(gmem["board"],) if "board" in gmem else (),
+                )
+
+        def _store(acc, part, wn, own_row_tile):
+            if not grouped:
+                scale = convert.load_rows(gmem["scale"].at[own_row_tile, 0]).astype(jnp.float32)
+                acc = acc * _across(scale, width)
+            if problem.bias:
+                plgpu.barrier_wait(smem["bias_full"])
+                rows = convert.load_rows(smem["bias"].at[pl.ds(wn * TILE, TILE)])
+                acc = acc + _across(rows.astype(jnp.float32), width)
+            out = plgpu.layout_cast(acc.astype(out_dtype), plgpu.Layout.WGMMA_TRANSPOSED)
+            matrix(smem["out"].at[wn]).T[...] = out
+            plgpu.commit_smem()
+            place = (pl.ds(m0 + part * width, width), pl.ds((row_tile + wn) * TILE, TILE))
+            plgpu.copy_smem_to_gmem(window(smem["out"].at[wn]), gmem["out"].at[place])
+            plgpu.wait_smem_to_gmem(0)
+
+        @pl.when(warpgroup == warpgroups)
+        def _memory():
+            if problem.bias:
+                rows = pl.ds(row_tile * TILE, tile_n)
+                plgpu.copy_gmem_to_smem(gmem["bias"].at[rows], smem["bias"], smem["bias_full"])
+
+            def load(i, _):
+                slot = i & (c.stages - 1)
+                k_step = rank * steps + i
+
+                @pl.when(i >= c.stages)
+                def _reuse():
+                    plgpu.barrier_wait(smem["empty"].at[slot])
+
+                full = smem["full"].at[slot]
+                rows = pl.ds(row_tile, c.wg_n)
+                words = pl.ds(k_step * (tiles * fmt.bits), tiles * fmt.bits)
+                plgpu.copy_gmem_to_smem(gmem["w"].at[rows, words], smem["w"].at[slot], full)
+                for t in range(tiles):
+                    columns = pl.ds(k_step * c.tile_k + t * TILE, TILE)
+                    source = gmem["x"].at[pl.ds(m0, c.tile_m), columns]
+                    plgpu.copy_gmem_to_smem(source, window(smem["x"].at[slot, t]), full)
+                if grouped:
+                    first = lax.div(k_step * c.tile_k, group)
+                    for name in ["scale", "zero"] if zeros else ["scale"]:
+                        source = gmem[name].at[rows, pl.ds(first, stage_groups)]
+                        plgpu.copy_gmem_to_smem(source, smem[name].at[slot], full)
+
+            lax.fori_loop(0, steps, load, None)
+
+        @pl.when(warpgroup < warpgroups)
+        def _compute():
+            wn, wk = (
+                (lax.div(warpgroup, c.wg_k), lax.rem(warpgroup, c.wg_k))
+                if c.wg_k > 1
+                else (warpgroup, 0)
+            )
+            # A whole tile may lie past N (its words are zeros): its scales are another tile's.
+            own_row_tile = jnp.minimum(row_tile + wn, w.data.shape[0] - 1)
+            whole_zeros = ()
+            if zeros and not grouped:
+                whole_zeros = (convert.load_zeros(gmem["zero"].at[own_row_tile, 0]),)
+            scratch_tile = smem["fragment"].at[warpgroup]
+
+            def rows_of(name, slot, t):
+                """Scales or zeros for the columns of this warpgroup's tile t: one or two rows."""
+                load = convert.load_rows if name == "scale" else convert.load_zeros
+                starts = range(t * TILE, (t + 1) * TILE, min(group, TILE))
+                groups = [lax.div(wk * (own * TILE) + k0, group) for k0 in starts]
+                return tuple(load(smem[name].at[slot, wn, g]) for g in groups)
+
+            def words_of(slot, t):
+                rows = pl.ds((wk * own + t) * fmt.bits, fmt.bits)
+                return convert.load_words(smem["w"].at[slot, wn, rows], fmt)
+
+            def multiply(acc, slot, t, words):
+                zero_rows = rows_of("zero", slot, t) if zeros and grouped else whole_zeros
+                scales = ()
+                if on_weight:
+                    scales = tuple(s.astype(dtype) for s in rows_of("scale", slot, t))
+                a = convert.fragment(words, fmt, dtype, zeros=zero_rows, scales=scales)
+                convert.multiply(acc, a, matrix(smem["x"].at[slot, wk * own + t]).T, scratch_tile)
+
+            if grouped and not on_weight:
+                total = _sum_of_groups(c, own, chain, steps, smem, wn, rows_of, words_of, multiply)
+            else:
+                total = _one_sum(c, own, steps, smem, words_of, multiply)
+            _finish(total, wn, wk, own_row_tile)
+
+    outs = [jax.ShapeDtypeStruct((m, n), out_dtype)]
+    if c.split_k > 1:
+        clusters = blocks[0] * blocks[1]
+        outs += exchange_outputs(clusters, c.split_k, c.wg_n, TILE, c.tile_m, jnp.float32)
+    call = plgpu.kernel(
+        kernel,
+        out_type=outs,
+        grid=blocks,
+        grid_names=("n", "m"),
+        cluster=(c.split_k,),
+        cluster_names=("k",),
+        num_threads=warpgroups + 1,
+        thread_name="wg",
+        compiler_params=plgpu.CompilerParams(
+            lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
+        ),
+        kernel_name="mixed_mm_decode",
+    )
+    return call(x, w.data, w.scale, *[w.zero_point] * zeros, *[bias] * problem.bias)[0]
+
+
+def _sum_of_groups(c, own, chain, steps, smem, wn, rows_of, words_of, multiply):
+    """Sums over K with a fresh accumulator for each group, scaled in float32 as it is added."""
+    chains = own // chain
+
+    def step(i, total):
+        slot = i & (c.stages - 1)
+        plgpu.barrier_wait(smem["full"].at[slot])
+
+        def accumulate(*accs):
+            result = total
+
+            def add(g, wait_n):
+                scale = rows_of("scale", slot, g * chain)[0].astype(jnp.float32)
+                part = plgpu.wgmma_accumulator_load(accs[g], wait_n=wait_n)
+                return result + part * _across(scale, c.tile_m)
+
+            words = words_of(slot, 0)
+            for t in range(own):
+                current, words = words, words_of(slot, t + 1) if t + 1 < own else None
+                multiply(accs[t // chain], slot, t, current)
+                # Tile t - 1 is done: its registers are free for the conversion of tile t + 1.
+                plgpu.wgmma_wait(1)
+                if t % chain == chain - 1 and t >= chain:
+                    result = add(t // chain - 1, None)
+            result = add(chains - 1, 0)
+            plgpu.barrier_arrive(smem["empty"].at[slot])
+            return result
+
+        return pl.run_scoped(accumulate, *[plgpu.ACC((TILE, c.tile_m), jnp.float32)] * chains)
+
+    zero = plgpu.layout_cast(jnp.zeros((TILE, c.tile_m), jnp.float32), _WGMMA)
+    return lax.fori_loop(0, steps, step, zero)
+
+
+def _one_sum(c, own, steps, smem, words_of, multiply):
+    """Sums over K in one accumulator; a slot is freed one tile later than it is read."""
+
+    def accumulate(acc):
+        def step(i, _):
+            slot = i & (c.stages - 1)
+            plgpu.barrier_wait(smem["full"].at[slot])
+            words = words_of(slot, 0)
+            for t in range(own):
+                current, words = words, words_of(slot, t + 1) if t + 1 < own else None
+                multiply(acc, slot, t, current)
+                plgpu.wgmma_wait(1)
+                if t == 0:  # everything before this tile is done, all of the last slot with it
+
+                    @pl.when(i > 0)
+                    def _release():
+                        plgpu.barrier_arrive(smem["empty"].at[(i - 1) & (c.stages - 1)])
+
+        lax.fori_loop(0, steps, step, None)
+        return acc[...]
+
+    return pl.run_scoped(accumulate, plgpu.ACC((TILE, c.tile_m), jnp.float32))
+
+
+def _across(rows, width: int):
+    """[64] values, one a row, as [64, width]."""
+    return lax.broadcast_in_dim(rows, (TILE, width), (0,))
+
+
+def _load_sum(ref):
+    return plgpu.load(ref, layout=_WGMMA, optimized=False)

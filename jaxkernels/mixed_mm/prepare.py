@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""Weights in the order the Hopper kernels read them: once, exactly, and back again.
+
+The prepared layout "hopper_fragment" of a weight [N, K], with T = 64:
+
+    data        int32 [ceil(N/T), ceil(K/T) * bits, 128]   tiles, see `mosaic.convert.pack_tiles`
+    scale       [ceil(N/T), groups, T]                      the checkpoint's dtype and bits
+    zero_point  uint8 [ceil(N/T), groups, T] or None
+    g_idx       int32 [K] or None: the columns of x, sorted by group (not the groups themselves)
+
+groups is K / group_size, or 1. Only a ragged last tile adds bytes. One prepared weight serves
+every number of rows of x. Act-order is resolved here: rows of K are sorted by group, so that the
+kernels see contiguous groups and x's columns are gathered in that order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxkernels.mosaic.convert import FORMATS, TILE, pack_tiles, unpack_tiles
+from jaxkernels.problem import Support
+from jaxkernels.quantized import PLAIN, QuantizedTensor, pack_nibbles, stored_codes
+from jaxkernels.scalar_types import scalar_types
+
+HOPPER_FRAGMENT = "hopper_fragment"
+
+# 8-bit types that a plain tensor does not hold as uint8.
+_AT_REST = {scalar_types.int8: jnp.int8, scalar_types.float8_e4m3fn: jnp.float8_e4m3fn}
+
+
+def can_prepare(w: QuantizedTensor) -> Support:
+    """Whether `prepare` takes this weight, and if not, why."""
+    n, k = w.shape
+    group = k if w.group_size == -1 else w.group_size
+    return Support.all(
+        (w.layout == PLAIN, f"expected layout 'plain', got {w.layout!r}"),
+        (w.scalar_type in FORMATS, f"no fragment format for {w.scalar_type}"),
+        (w.global_scale is None, "second-level scales (NVFP4) are not prepared"),
+        (w.granularity != "block", "scales in blocks are not prepared"),
+        (group % 32 == 0 or group == k, f"group_size must be a multiple of 32, got {group}"),
+        (
+            w.g_idx is None or w.scale.shape[-1] * group == k,
+            "act-order with part of the groups (a K shard) is not prepared",
+        ),
+    )
+
+
+def prepare(w: QuantizedTensor) -> QuantizedTensor:
+    """The same weight in the layout "hopper_fragment"; `unprepare` gives the bits back.
+
+    Args:
+      w: plain; int4, uint4b8, uint4, int8, uint8b128, uint8 or float8_e4m3fn, scales per tensor,
+        channel or group (multiples of 32), with or without zero points and g_idx. Every group of
+        g_idx must have group_size members.
+
+    Returns:
+      A `QuantizedTensor` with the same shape, type and group_shape; see the module's docstring.
+
+    Raises:
+      ValueError: the weight has no such layout; the message says why.
+
+    Example:
+      >>> from jaxkernels import quantize, scalar_types
+      >>> w = quantize(jnp.sin(jnp.arange(128.0 * 256)).reshape(128, 256), scalar_types.int4, 64)
+      >>> p = prepare(w)
+      >>> p.data.shape, p.scale.shape, p.nbytes == w.nbytes
+      ((2, 16, 128), (2, 4, 64), True)
+      >>> bool((unprepare(p).data == w.data).all())
+      True
+    """
+    support = can_prepare(w)
+    if not support:
+        raise ValueError(f"w: cannot be prepared: {'; '.join(support.reasons)}")
+    return _prepare(w)
+
+
+@jax.jit
+def _prepare(w: QuantizedTensor) -> QuantizedTensor:
+    n, k = w.shape
+    fmt = FORMATS[w.scalar_type]
+    codes = stored_codes(w)
+    if codes.dtype != jnp.uint8:
+        codes = jax.lax.bitcast_convert_type(codes, jnp.uint8)
+    order = None
+    if w.g_idx is not None:
+        order = jnp.argsort(w.g_idx, stable=True).astype(jnp.int32)
+        codes = jnp.take(codes, order, axis=1)
+    # Padding holds the code whose stored bits are zero; x is zero there, whatever it means.
+    codes = jnp.pad(codes, ((0, -n % TILE), (0, -k % TILE)), constant_values=fmt.flip)
+    zero = None if w.zero_point is None else _tile_rows(w.zero_point, n)
+    return dataclasses.replace(
+        w,
+        data=pack_tiles(codes, fmt),
+        scale=_tile_rows(w.scale, n),
+        zero_point=zero,
+        g_idx=order,
+        layout=HOPPER_FRAGMENT,
+    )
+
+
+def unprepare(w: QuantizedTensor) -> QuantizedTensor:
+    """The plain tensor that `prepare` was given, bit for bit.
+
+    Args:
+      w: a `QuantizedTensor` of layout "hopper_fragment".
+
+    Raises:
+      ValueError: another layout.
+    """
+    if w.layout != HOPPER_FRAGMENT:
+        raise ValueError(f"w: expected layout {HOPPER_FRAGMENT!r}, got {w.layout!r}")
+    return _unprepare(w)
+
+
+@jax.jit
+def _unprepare(w: QuantizedTensor) -> QuantizedTensor:
+    n, k = w.shape
+    codes = unpack_tiles(w.data, FORMATS[w.scalar_type])[:n, :k]
+    g_idx = None
+    if w.g_idx is not None:
+        group = k if w.group_size == -1 else w.group_size
+        codes = jnp.zeros_like(codes).at[:, w.g_idx].set(codes)
+        g_idx = jnp.zeros_like(w.g_idx).at[w.g_idx].set(jnp.arange(k, dtype=jnp.int32) // group)
+    if w.packed:
+        data = pack_nibbles(codes)
+    else:
+        data = jax.lax.bitcast_convert_type(codes, _AT_REST.get(w.scalar_type, jnp.uint8))
+    rows = 1 if w.group_shape == (-1, -1) else n
+    zero = None if w.zero_point is None else _untile_rows(w.zero_point, rows)
+    return dataclasses.replace(
+        w, data=data, scale=_untile_rows(w.scale, rows), zero_point=zero, g_idx=g_idx, layout=PLAIN
+    )
+
+
+def _tile_rows(per_group: jax.Array, n: int) -> jax.Array:
+    """[N or 1, groups] to [ceil(N/64), groups, 64]; padded rows repeat the last one."""
+    rows, groups = per_group.shape
+    per_group = jnp.broadcast_to(per_group, (n, groups)) if rows == 1 else per_group
+    per_group = jnp.pad(per_group, ((0, -n % TILE), (0, 0)), mode="edge")
+    return per_group.reshape(-1, TILE, groups).transpose(0, 2, 1)
+
+
+def _untile_rows(tiled: jax.Array, rows: int) -> jax.Array:
+    """The inverse of `_tile_rows`, for the first `rows` rows."""
+    return tiled.transpose(0, 2, 1).reshape(-1, tiled.shape[1])[:rows]
