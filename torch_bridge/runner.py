@@ -19,6 +19,7 @@ import warnings
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -87,6 +88,8 @@ def linear(scheme: Scheme, x: jax.Array, operands: Operands, bias: jax.Array | N
     how = {"bias": bias, "out_dtype": out_dtype, "implementation": scheme.implementations}
     if scheme.activation is None:
         return mixed_mm(x, w, **how)
+    if w.packed or w.granularity == "group":
+        return _quantized_then_mixed(scheme, x, w, how)
     if scheme.activation == "fp8-group":
         q, x_scale = quantize_fp8_group(x, 128)
     elif scheme.activation.startswith("fp8"):
@@ -99,6 +102,18 @@ def linear(scheme: Scheme, x: jax.Array, operands: Operands, bias: jax.Array | N
         # A static zero point is in azp_adj already, so that nothing is multiplied in a call.
         how |= {"azp": None if static else row_azp, "azp_adj": azp_adj}
     return scaled_mm(q, w, x_scale, **how)
+
+
+def _quantized_then_mixed(scheme, x, w, how):
+    """W4A8: activations rounded to 8 bits per token, then the mixed product on their values."""
+    if scheme.activation == "fp8":
+        q, x_scale = quantize_fp8(x)
+    else:
+        q, x_scale, _ = quantize_int8(x)
+    bias = how.pop("bias")
+    how["out_dtype"], out_dtype = jnp.float32, how["out_dtype"]
+    y = mixed_mm(q.astype(jnp.bfloat16), w, **how) * x_scale  # 8-bit values are exact in bfloat16
+    return (y if bias is None else y + bias.astype(jnp.float32)).astype(out_dtype)
 
 
 def runner_for(scheme: Scheme, operands: Operands) -> "Runner":
