@@ -34,6 +34,8 @@ def as_array(argument: str, value: Any, dtypes: Sequence[Any] | None = None) -> 
         bad_type(argument, "an array", value)
     try:
         array = jnp.asarray(value)
+        if getattr(array, "weak_type", False):  # from here on its dtype is meant
+            array = jax.lax.convert_element_type(array, array.dtype)
     except TypeError:
         bad_type(argument, "a JAX or numpy array", value)
     if dtypes is not None and array.dtype not in [jnp.dtype(d) for d in dtypes]:
