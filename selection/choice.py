@@ -181,15 +181,23 @@ class Choice:
             found.fallback,
         )
 
-    def _quantizes(self) -> bool:
-        return getattr(self.kernel, "quantizes_activations", True)
-
-    def _unquantized_activations(self) -> str | None:
-        """The format that upstream's class brings activations to where ours leaves them alone."""
-        if self.kernel is not None and self.kind == "mp":
+    def _activation_notes(self) -> list[str]:
+        """What happens to activations, where it is not what the config or upstream's class says."""
+        if self.kernel is None:
+            return []
+        if self.kind == "mp":
             act = dtype_name(self.config.act_type)
-            return act if act in ("int8", "float8_e4m3fn") else None
-        return getattr(self.kernel, "upstream_activations", None)
+            if act in ("int8", "float8_e4m3fn"):
+                return [f"  activations are rounded to {act}, then multiplied in 16 bits"]
+        quantizes = getattr(self.kernel, "quantizes_activations", True)
+        if self.kind in ("fp8", "fp8_block") and not quantizes:
+            return ["  weight-only: activations stay 16-bit"]
+        upstream = getattr(self.kernel, "upstream_activations", None)
+        if upstream:
+            return [
+                f"  upstream's class quantizes activations to {upstream}; here they stay 16-bit"
+            ]
+        return []
 
     def explain(self, m: int | None = None, n: int | None = None, k: int | None = None) -> str:
         """The choice as a paragraph: the class, why not those before it, and what it would run.
@@ -217,13 +225,7 @@ class Choice:
         fallback = self.fallback
         if fallback is not None:
             lines.append(f"  SLOW PATH: {fallback}")
-        if self.kind in ("fp8", "fp8_block") and not self._quantizes():
-            lines.append("  weight-only: activations stay 16-bit, as in upstream's class")
-        activations = self._unquantized_activations()
-        if activations:
-            lines.append(
-                f"  upstream's class quantizes activations to {activations}; here they stay 16-bit"
-            )
+        lines += self._activation_notes()
         if self.kernel is not None and self.device is not None:
             for rows in (NOMINAL_M, 4096) if m is None else (m,):
                 plan = self.plan(rows, n, k)

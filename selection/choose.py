@@ -97,10 +97,10 @@ def _scaled_reason(config: Any, capability: int | None) -> Callable[[type], str 
 
     def ask(kernel: type) -> str | None:
         ok, reason = is_supported_and_can_implement_kernel(kernel, config, capability)
-        if ok:
-            cannot = cannot_run(kernel, config)
-            return cannot and f"{kernel.__name__} {cannot}."
-        return reason
+        if not ok:
+            return reason
+        cannot = cannot_run(kernel, config)
+        return None if cannot is None else f"{kernel.__name__} {cannot}."
 
     return ask
 
@@ -116,24 +116,26 @@ def _mp_reason(config: Any, capability: int | None) -> Callable[[type], str | No
                 f"current compute capability is {capability}"
             )
         able, reason = kernel.can_implement(config)
-        if able:
-            reason = cannot_run(kernel, config)
-        return reason and f" {name} cannot implement due to: {reason}"
+        if not able:
+            return f" {name} cannot implement due to: {reason}"
+        cannot = cannot_run(kernel, config)
+        return None if cannot is None else f" {name} {cannot}"
 
     return ask
 
 
-def _micro_reason(config: Any, ask_config: bool = True) -> Callable[[type], str | None]:
+def _micro_reason(config: Any) -> Callable[[type], str | None]:
     def ask(kernel: type) -> str | None:
         name = kernel.__name__
         if _disabled(kernel):
             return f" {name} disabled by environment variable"
         able, reason = kernel.is_supported()
-        if able and ask_config:
+        if able:
             able, reason = kernel.can_implement(config)
         if able:
             reason = cannot_run(kernel, config)
-        return reason and f"{name}: {reason}"
+            able = reason is None
+        return None if able else f"{name}: {reason}"
 
     return ask
 

@@ -95,22 +95,24 @@ Lists = dict[PlatformEnum, list[type]]
 _CUDA, _ROCM, _TPU = PlatformEnum.CUDA, PlatformEnum.ROCM, PlatformEnum.TPU
 _XPU, _CPU, _OOT = PlatformEnum.XPU, PlatformEnum.CPU, PlatformEnum.OOT
 
-LAST: dict[str, type] = {
-    "mp": XlaMPLinearKernel,
-    "int8": XlaInt8ScaledMMLinearKernel,
-    "fp8": XlaFP8ScaledMMLinearKernel,
-    "fp8_block": XlaFp8BlockScaledMMKernel,
-    "wfp8a16": XlaW8A16FP8ScaledMMLinearKernel,
-    "mxfp8": XlaMxfp8LinearKernel,
-    "mxfp4": XlaMxFp4LinearKernel,
-    "nvfp4": XlaNvFp4LinearKernel,
+# Ours, at the end of each list. fp8 formats that no 8-bit product takes (blocks of 64x128,
+# activation groups of 64) are still served with activations left 16-bit.
+LAST: dict[str, tuple[type, ...]] = {
+    "mp": (XlaMPLinearKernel,),
+    "int8": (XlaInt8ScaledMMLinearKernel,),
+    "fp8": (XlaFP8ScaledMMLinearKernel, XlaW8A16FP8ScaledMMLinearKernel),
+    "fp8_block": (XlaFp8BlockScaledMMKernel, XlaW8A16FP8ScaledMMLinearKernel),
+    "wfp8a16": (XlaW8A16FP8ScaledMMLinearKernel,),
+    "mxfp8": (XlaMxfp8LinearKernel,),
+    "mxfp4": (XlaMxFp4LinearKernel,),
+    "nvfp4": (XlaNvFp4LinearKernel,),
 }
-OURS = frozenset(LAST.values())
+OURS = frozenset(kernel for kernels in LAST.values() for kernel in kernels)
 
 
 def _with_ours(kind: str, upstream: dict[PlatformEnum, list[type]]) -> Lists:
     platforms = (_CUDA, _ROCM, _TPU, _XPU, _CPU, _OOT)
-    return {platform: [*upstream.get(platform, []), LAST[kind]] for platform in platforms}
+    return {platform: [*upstream.get(platform, []), *LAST[kind]] for platform in platforms}
 
 
 _POSSIBLE_INT8_KERNELS: Lists = _with_ours(

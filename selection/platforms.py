@@ -132,7 +132,7 @@ class Platform:
 
     @functools.cached_property
     def _enum(self) -> PlatformEnum:
-        return self._kind or _ENUM_OF.get(self._look().platform, PlatformEnum.UNSPECIFIED)
+        return self._kind or _ENUM_OF.get(self._look().platform, PlatformEnum.OOT)
 
     @functools.cached_property
     def _capability(self) -> DeviceCapability | None:
