@@ -150,8 +150,9 @@ def _enter_context(index: int) -> None:
 class LaunchableKernel:
     """Compiled Mosaic kernels as a function of torch tensors.
 
-    `kernel(*tensors)` takes the leaves of the arguments it was compiled for, in order, and returns
-    the JAX function's outputs as new torch tensors. `out=` (a tuple, one tensor an output) writes
+    `kernel(*tensors)` takes the leaves of the arguments it was compiled for, in order (or the
+    arguments themselves, if they are more or fewer), and returns the JAX function's outputs as new
+    torch tensors. `out=` (a tuple, one tensor an output) writes
     into given tensors instead. Thread safe; one object serves every device of one kind.
 
     Raises:
@@ -210,7 +211,7 @@ class LaunchableKernel:
     def __call__(self, *tensors, out=None):
         specs = self._specs
         if len(tensors) != len(specs):
-            raise ValueError(f"expected {len(specs)} tensors, got {len(tensors)}")
+            tensors = self._flatten(tensors)
         index = tensors[0].get_device()
         pointers = [0] * self._num_buffers
         aligned = 0
@@ -230,6 +231,13 @@ class LaunchableKernel:
             with torch.cuda.device(index):
                 return self._launch(index, tensors, pointers, out)
         return self._launch(index, tensors, pointers, out)
+
+    def _flatten(self, arguments):
+        """The leaves of pytrees, None among them dropped as JAX does."""
+        leaves = tuple(jax.tree.leaves(arguments))
+        if len(leaves) != len(self._specs):
+            raise ValueError(f"expected {len(self._specs)} tensors, got {len(leaves)}")
+        return leaves
 
     def _launch(self, index, tensors, pointers, out):
         if index not in _thread.__dict__.get("ready", ()):
