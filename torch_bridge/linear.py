@@ -84,8 +84,7 @@ class LinearRuntime:
                 f"layer: {state.kernel} has prepared its weights already; doing it twice would "
                 "reorder them again. Load the checkpoint's parameters first."
             )
-        operands = self._read(kernel, layer)
-        _same_device(operands)
+        operands = weights.read(self._read, kernel, layer)
         device = operands.w.data.device
         act = _activation_dtype(kernel)
         with using("cpu" if device.type == "cpu" else None):
@@ -209,13 +208,6 @@ def _activation_dtype(kernel) -> torch.dtype:
         if dtype is not None and dtype_name(dtype) in ("float16", "bfloat16", "float32"):
             return getattr(torch, dtype_name(dtype))
     return torch.bfloat16
-
-
-def _same_device(operands: Operands) -> None:
-    devices = {leaf.device for leaf in jax.tree.leaves(operands)}
-    if len(devices) > 1:
-        names = ", ".join(sorted(map(str, devices)))
-        raise ValueError(f"layer: expected its parameters on one device, got {names}")
 
 
 def _parameter_names(kernel) -> dict[str, str | None]:

@@ -185,13 +185,19 @@ def test_int8_is_exact(rng, static, symmetric, channelwise):
 
 
 def test_cpu_class_rounds_the_merged_zero_point(rng):
-    scales, zeros = torch.tensor([0.05, 0.06]), torch.tensor([40.0, -40.0])
-    from torch_bridge.weights import merge_ranges
-
-    (scale, truncated), (_, rounded) = (merge_ranges(scales, zeros, r) for r in (False, True))
-    exact = -128 + 0.05 * 168 / scale.item()  # about -11.7
-    assert truncated.item() == int(exact) and rounded.item() == round(exact)
-    assert int(exact) != round(exact)
+    got = []
+    for cls, device in (("CutlassInt8", "h200"), ("CPUInt8", "cpu")):
+        layer, *_ = int8_layer(rng, static=True, channelwise=True, symmetric=False)
+        with torch.no_grad():
+            layer.input_scale.copy_(torch.tensor([0.05, 0.06]))
+            layer.input_zero_point.copy_(torch.tensor([40, -40]))
+        config = Int8ScaledMMLinearLayerConfig(True, True, False)
+        with selection.using(device):
+            kernel = getattr(selection, f"{cls}ScaledMMLinearKernel")(config, INT8_NAMES)
+        kernel.process_weights_after_loading(layer)
+        got.append(layer.input_zero_point.item())
+    # The ranges are [-8.4, 4.35] and [-5.28, 10.02]: -128 + 8.4 / (18.42 / 255) = -11.71.
+    assert got == [-11, -12]
 
 
 # -- fp8 ------------------------------------------------------------------------------------------
