@@ -10,10 +10,13 @@ python -m benchmarks --readme                              # README's table from
 
 import importlib.metadata
 import itertools
+import os
 import shlex
 import sys
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from absl import app, flags
@@ -30,10 +33,16 @@ flags.DEFINE_list("shapes", None, "only these, as NxK (MxK for quantize)")
 flags.DEFINE_list("ms", None, "only these token counts")
 flags.DEFINE_list("groups", None, "only these group sizes (-1: whole K)")
 flags.DEFINE_bool("held_out", False, "the shapes that no tuning table was made from")
-flags.DEFINE_list("peers", None, "only peers from these sources: torch,vllm,deep_gemm,humming,xla")
+flags.DEFINE_list(
+    "peers",
+    ["torch", "vllm", "deep_gemm", "humming"],
+    "peers from these sources; xla too, which tunes each shape for seconds",
+)
 flags.DEFINE_string("out", str(report.RESULTS), "folder of the results")
 flags.DEFINE_string("name", None, "results file without .json (default: suite and device)")
 flags.DEFINE_bool("resume", False, "keep the cells that the results file already has")
+flags.DEFINE_bool("retry_failed", False, "with --resume, measure those that failed again")
+flags.DEFINE_float("cell_seconds", 60, "a cell that takes longer counts as hung")
 flags.DEFINE_float("cap", 0, "start no new cell after this many seconds (0: no limit)")
 flags.DEFINE_integer("threads", 8, "threads that compile kernels ahead")
 flags.DEFINE_bool("repro", False, "print a command line that repeats each cell")
@@ -115,7 +124,7 @@ def measure(cell: Cell, weights, future: Future, device: str) -> dict:
     except Exception as error:
         failed["ours"] = reason(error)
     for peer in peer_table.peers_of(cell.family):
-        if FLAGS.peers and peer.source not in FLAGS.peers:
+        if peer.source not in FLAGS.peers:
             continue
         try:
             built = peer.build(o)
@@ -132,8 +141,25 @@ def measure(cell: Cell, weights, future: Future, device: str) -> dict:
     )  # fmt: skip
 
 
+def restart() -> None:
+    """Starts over in a fresh process that keeps every cell recorded so far, failed ones too."""
+    arguments = [a for a in sys.argv[1:] if a not in ("--resume", "--retry_failed")]
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "benchmarks", *arguments, "--resume"]
+    os.execv(sys.executable, command)
+
+
+def watch(cell: Cell, give_up: Callable[[str], None]) -> threading.Timer:
+    """Calls `give_up` if the cell takes too long: a kernel that hangs cannot be interrupted."""
+    reason = f"Hang: nothing came back within {FLAGS.cell_seconds:g} s"
+    timer = threading.Timer(FLAGS.cell_seconds, give_up, [reason])
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
 def run(cells: list[Cell]) -> int:
-    """Measures the cells, saving after each; the number of cells that failed."""
+    """Measures the cells, saving after each; the number of cells of ours that failed."""
     import torch
 
     from benchmarks import operands as ops
@@ -144,40 +170,65 @@ def run(cells: list[Cell]) -> int:
     path = Path(FLAGS.out) / f"{name}.json"
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     head = report.header(command, device, driver, versions)
-    records = report.load(path)[1] if FLAGS.resume and path.exists() else []
-    have = {report.key(r) for r in records if r["us"]}
-    cells = [c for c in cells if c.key not in have]
+    old = report.load(path)[1] if FLAGS.resume and path.exists() else []
+    if FLAGS.retry_failed:
+        old = [r for r in old if r["us"]]
+    have = {report.key(r) for r in old}
+    wanted = [c for c in cells if c.key not in have]
     started, fresh = time.time(), []
     timing.raise_clocks()
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         console=Console(stderr=True), disable=not sys.stderr.isatty(),
     )  # fmt: skip
+
+    def keep(cell: Cell, record: dict) -> None:
+        fresh.append(record)
+        report.save(path, head, report.merge(old, fresh))
+        bar.advance(task)
+        if not sys.stderr.isatty():
+            show(cell, record, time.time() - started)
+        if FLAGS.repro:
+            console.print(f"  {repro(cell)}", style="dim", soft_wrap=True)
+
+    def late() -> bool:
+        return bool(FLAGS.cap) and time.time() - started > FLAGS.cap
+
     with ThreadPoolExecutor(FLAGS.threads) as pool, bar:
-        futures = {c: pool.submit(ours.compiled, c) for c in cells}
-        task = bar.add_task(FLAGS.suite, total=len(cells))
-        for shape, same in itertools.groupby(cells, lambda c: (c.family, c.n, c.k, c.group)):
-            weights = None
-            for cell in same:
-                if FLAGS.cap and time.time() - started > FLAGS.cap:
-                    futures[cell].cancel()
-                    continue
+        task = bar.add_task(FLAGS.suite, total=len(cells), completed=len(cells) - len(wanted))
+        for shape, members in itertools.groupby(wanted, lambda c: (c.family, c.n, c.k, c.group)):
+            if late():
+                break
+            group, weights = list(members), None
+            # All of a group compile before any of it is timed: loading a module stalls the card.
+            bar.update(task, description=f"compiling {group[0]} ...")
+            futures = {c: pool.submit(ours.compiled, c) for c in group}
+            wait(futures.values())
+            for cell in group:
+                if late():
+                    break
                 bar.update(task, description=str(cell))
+
+                def give_up(why: str, cell: Cell = cell) -> None:
+                    keep(cell, report.make_record(cell, failed={"ours": why}))
+                    restart()
+
+                timer = watch(cell, give_up)
                 if weights is None and shape[1] is not None:
                     weights = ops.make_weights(cell)
                 record = measure(cell, weights, futures[cell], device)
-                fresh.append(record)
-                report.save(path, head, report.merge(records, fresh))
-                bar.advance(task)
-                if not sys.stderr.isatty():
-                    show(cell, record, time.time() - started)
-                if FLAGS.repro:
-                    console.print(f"  {repro(cell)}", style="dim", soft_wrap=True)
+                timer.cancel()
+                keep(cell, record)
+                try:
+                    torch.cuda.synchronize()
+                except RuntimeError:  # a fault poisons the process's context for good
+                    restart()
             torch.cuda.empty_cache()
-    report.print_tables(fresh, console)
-    report.draw_roofline(fresh, path.with_suffix(".png"), device)
+    records = report.merge(old, fresh)
+    report.print_tables(records, console)
+    report.draw_roofline(records, path.with_suffix(".png"), device)
     console.print(f"{path}  {path.with_suffix('.png').name}", soft_wrap=True)
-    return sum("ours" in r.get("failed", {}) for r in fresh)
+    return sum("ours" in r.get("failed", {}) for r in records)
 
 
 def show(cell: Cell, record: dict, seconds: float) -> None:

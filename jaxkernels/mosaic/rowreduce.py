@@ -21,9 +21,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax._src.lib.mlir.dialects import arith, math
+import numpy as np
+from jax._src.lib.mlir import ir
+from jax._src.lib.mlir.dialects import arith, llvm, math, vector
 from jax.experimental import pallas as pl
-from jax.experimental.mosaic.gpu.fragmented_array import TiledLayout, Tiling
+from jax.experimental.mosaic.gpu.fragmented_array import FragmentedArray, TiledLayout, Tiling
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic.interpret import is_interpreting
@@ -125,57 +127,99 @@ def group_layout(group: int, element_bytes: int):
     return plgpu.Layout.TILED(layout.tiling, layout.warp_dims, layout.lane_dims, layout.vector_dim)
 
 
-def divide(x: jax.Array, by: jax.Array, layout) -> jax.Array:
-    """x / by of float32, correctly rounded, for one divisor and many x.
-
-    `by` (x's shape, broadcast from few values) must be positive, at least 2^-100, and x / by must
-    not overflow. The reciprocal is rounded once per divisor; a product with it is off by at most
-    1.5 units in the last place, and two steps of Markstein's correction with fused multiply-adds
-    leave the quotient that division gives, signs of zeros included: 5 operations instead of the
-    hardware sequence's 10 and a branch (P. Markstein, IA-64 and Elementary Functions, 2000).
-    """
-    if is_interpreting():
-        return x / as_data(by, x)
-    inverse = 1.0 / by
-    finite = jnp.minimum(by, jnp.finfo(jnp.float32).max)  # x / Inf is 0, not Inf * 0
-
-    @plgpu.inline_mgpu(
-        arg_types=(layout, layout, layout),
-        return_type=plgpu.ShapeDtypeStruct(x.shape, jnp.float32, layout),
-    )
-    def corrected(_, x, by, inverse):
-        def quotient(x, by, inverse):
-            minus_x, minus_inverse = arith.negf(x), arith.negf(inverse)
-            q = arith.mulf(x, inverse)
-            for _ in range(2):
-                q = math.fma(math.fma(q, by, minus_x), minus_inverse, q)
-            return q
-
-        return x._pointwise(quotient, by, inverse)
-
-    return corrected(x, finite, inverse)
+# -- arithmetic to the bit ----------------------------------------------------------------------
+#
+# Mosaic compiles a float32 division to `div.full.f32`, which may be 2 units in the last place off
+# (jaxlib 0.11.2 passes -nvptx-prec-divf32=1), so where the last bit matters the division is
+# spelled out. XLA on a CPU, which interprets kernels, replaces divisions by products with
+# reciprocals; there the operand is made to look like data.
 
 
 def as_data(x: jax.Array, like: jax.Array) -> jax.Array:
-    """`x`, or interpreted, something equal that a CPU's compiler cannot see through.
-
-    XLA turns a division by a constant or a broadcast value into a product with its reciprocal, and
-    `1 / (a / b)` into `b / a`: off in the last bit now and then. A GPU does as it is told.
-    """
+    """`x`, or interpreted, something equal that XLA's algebra cannot see through."""
     if not is_interpreting():
         return x
     never = (jax.lax.bitcast_convert_type(like, jnp.int32) | 1) == 0
     return jnp.where(never, jnp.zeros_like(like), x)
 
 
-def over(x: jax.Array, constant: float) -> jax.Array:
-    """x / constant of float32, really divided."""
-    return x / as_data(jnp.float32(constant), x)
+def divide(x: jax.Array | float, by: jax.Array | float, layout=None) -> jax.Array:
+    """x / by of float32 as IEEE 754 rounds it; scalars, or arrays of one `layout`."""
+    shape = jnp.broadcast_shapes(jnp.shape(x), jnp.shape(by))
+    data = by if isinstance(x, float) else x
+    x, by = (jnp.asarray(v, jnp.float32) for v in (x, by))
+    if is_interpreting():
+        return x / as_data(by, data)
+
+    def quotient(x, by):
+        text = "div.rn.f32 $0, $1, $2;"
+        return llvm.inline_asm(ir.F32Type.get(), [x, by], text, "=f,f,f")
+
+    return _each(quotient, shape, layout, x, by, scalars=True)
 
 
-def reciprocal(x: jax.Array) -> jax.Array:
-    """1 / x of float32, rounded from x itself and not from what x was computed from."""
-    return 1.0 / as_data(x, x)
+def divide_by_few(x: jax.Array, by: jax.Array, inverse: jax.Array, layout) -> jax.Array:
+    """x / by of float32, correctly rounded, for few divisors and many x.
+
+    `inverse` is `divide(1, by)`. `by` must be at least 2^-100 and x / by must not overflow; both
+    are scalars or of x's shape. The product with the reciprocal is off by at most 1.5 units in the
+    last place, and two steps of Markstein's correction with fused multiply-adds leave the quotient
+    that division gives, signs of zeros included: 5 operations instead of the hardware sequence's 10
+    and a branch (P. Markstein, IA-64 and Elementary Functions, 2000).
+    """
+    if is_interpreting():
+        return x / as_data(by, x)
+
+    def quotient(x, by, inverse):
+        minus_x, minus_inverse = arith.negf(x), arith.negf(inverse)
+        q = arith.mulf(x, inverse)
+        for _ in range(2):
+            q = math.fma(math.fma(q, by, minus_x), minus_inverse, q)
+        return q
+
+    finite = jnp.minimum(by, jnp.finfo(jnp.float32).max)  # x / Inf is 0, not Inf * 0
+    return _each(quotient, x.shape, layout, x, finite, inverse)
+
+
+def _each(emit, shape, layout, *operands, scalars: bool = False) -> jax.Array:
+    """`emit` on every register of float32 operands of `shape`, or scalars; on a GPU only.
+
+    `emit` takes vectors of one length, or with `scalars` single numbers.
+    """
+    splat = plgpu.Layout.WG_SPLAT(())
+    layouts = tuple(layout if jnp.ndim(v) else splat for v in operands)
+
+    @plgpu.inline_mgpu(
+        arg_types=layouts,
+        return_type=plgpu.ShapeDtypeStruct(shape, jnp.float32, layout if shape else splat),
+    )
+    def body(_, *arrays):
+        if not shape:
+            result = emit(*(a.registers.item() for a in arrays))
+            return FragmentedArray.splat(result, ())
+        like = next(a for a, v in zip(arrays, operands, strict=True) if jnp.ndim(v))
+        registers = np.empty_like(like.registers)
+        for at, register in np.ndenumerate(like.registers):
+            vector_type = ir.VectorType(register.type)
+            values = [
+                a.registers[at]
+                if jnp.ndim(v)
+                else vector.broadcast(vector_type, a.registers.item())
+                for a, v in zip(arrays, operands, strict=True)
+            ]
+            registers[at] = _by_element(emit, vector_type, values) if scalars else emit(*values)
+        return FragmentedArray(_registers=registers, _layout=like.layout, _is_signed=None)
+
+    return body(*operands)
+
+
+def _by_element(emit, vector_type, values):
+    result = vector.broadcast(vector_type, arith.constant(ir.F32Type.get(), 0.0))
+    for i in range(vector_type.shape[0]):
+        at = ir.DenseI64ArrayAttr.get([i])
+        one = emit(*(vector.extract(v, [], at) for v in values))
+        result = vector.insert(one, result, [], at)
+    return result
 
 
 def round_to_int8(x: jax.Array, shift: jax.Array | None = None) -> jax.Array:

@@ -160,19 +160,17 @@ def _token(problem: QuantizeProblem, operands: QuantizeOperands):
 def _int8_row(problem: QuantizeProblem, pieces, x):
     if problem.symmetric:
         absmax = rr.row_absmax(x)
-        inverse = jnp.where(absmax == 0, 0.0, 127.0 / absmax)
+        inverse = jnp.where(absmax == 0, 0.0, rr.divide(127.0, absmax))
         q = [rr.round_to_int8(v.astype(F32) * inverse) for v in x]
-        return q, rr.over(absmax, 127.0)
+        return q, rr.divide(absmax, 127.0)
     low, high = rr.row_range(x)
-    scale = rr.over(high - low, 255.0)
+    scale = rr.divide(high - low, 255.0)
     constant = scale == 0
-    azp = jnp.where(
-        constant, 0, xla._saturate_int32(jnp.round(-128.0 - low / rr.as_data(scale, low)))
-    )
+    azp = jnp.where(constant, 0, xla._saturate_int32(jnp.round(-128.0 - rr.divide(low, scale))))
     # A constant row's codes are its sign, which an inverse of 0 and that zero point give.
     shift = jnp.where(constant, jnp.sign(high).astype(jnp.int32), azp)
-    inverse = jnp.where(constant, 0.0, rr.reciprocal(scale))
-    if _itemsize(problem) == 2:  # then |azp| < 2^20: a 16-bit float has at most 11 bits
+    inverse = jnp.where(constant, 0.0, rr.divide(1.0, scale))
+    if _itemsize(problem) == 2:  # then |azp| < 2^21: a 16-bit float has at most 11 bits
         q = [rr.round_to_int8(v.astype(F32) * inverse, shift) for v in x]
     else:
         q = [xla._to_int8(jnp.round(v * inverse), shift) for v in x]
@@ -183,16 +181,19 @@ def _fp8_row(problem: QuantizeProblem, pieces, x, upper=None):
     absmax = rr.row_absmax(x)
     if upper is not None:
         absmax = jnp.minimum(absmax, upper)
-    scale = jnp.maximum(rr.over(absmax, xla.FP8_MAX), xla.MIN_SCALE)
+    scale = jnp.maximum(rr.divide(absmax, xla.FP8_MAX), xla.MIN_SCALE)
+    inverse = rr.divide(1.0, scale)
     q = []
     for piece, v in zip(pieces, x, strict=True):
         v = v.astype(F32)
         if upper is not None:  # saturates all the same, but cannot overflow in the division
-            limit = jnp.minimum(512.0 * scale, jnp.finfo(F32).max)
-            v = jnp.minimum(jnp.maximum(v, -limit), limit)
-        by = jnp.broadcast_to(scale, v.shape)
-        q.append(rr.to_fp8(rr.divide(v, by, piece.layout)))
+            v = _within(v, jnp.minimum(512.0 * scale, jnp.finfo(F32).max))
+        q.append(rr.to_fp8(rr.divide_by_few(v, scale, inverse, piece.layout)))
     return q, scale
+
+
+def _within(v, limit):
+    return jnp.minimum(jnp.maximum(v, -limit), limit)
 
 
 # -- a given scale, and one for the whole tensor ------------------------------------------------
@@ -207,8 +208,8 @@ def _static(problem: QuantizeProblem, operands: QuantizeOperands, config: Config
         *given_gmem, q_gmem = refs
         row = jax.lax.axis_index("run")
         x = rr.load_row(x_gmem, row, pieces)
-        scale, *azp = (ref[0, 0] for ref in given_gmem)
-        rr.store_row(q_gmem, row, pieces, _static_codes(problem, pieces, x, scale, *azp))
+        q = _static_codes(problem, pieces, x, *(ref[0, 0] for ref in given_gmem))
+        rr.store_row(q_gmem, row, pieces, q)
 
     kernel = _kernel(body, [((runs, length), problem.out_dtype)], runs, "quantize_static")
     (q,) = kernel(operands.x.reshape(runs, length), *given)
@@ -216,12 +217,25 @@ def _static(problem: QuantizeProblem, operands: QuantizeOperands, config: Config
 
 
 def _static_codes(problem: QuantizeProblem, pieces, x, scale, azp=None):
-    inverse = rr.reciprocal(scale)
-    if problem.out_dtype != "int8":
-        return [rr.to_fp8(v.astype(F32) * inverse) for v in x]
-    if azp is not None:
-        return [xla._to_int8(jnp.round(v.astype(F32) * inverse), azp) for v in x]
-    return [rr.round_to_int8(v.astype(F32) / rr.as_data(scale, v.astype(F32))) for v in x]
+    if problem.out_dtype == "int8" and azp is None:
+        # Divided, so |scale| has to lie in [2^-100, 2^126]; beyond, the nearer bound is meant.
+        size = jnp.minimum(jnp.maximum(jnp.abs(scale), 2.0**-100), 2.0**126)
+        scale = jnp.where(scale < 0, -size, size)
+        limit = jnp.minimum(512.0 * size, jnp.finfo(F32).max)  # saturates all the same
+    if azp is not None:  # zero points of int8 lie far inside
+        azp = jnp.minimum(jnp.maximum(azp, -(1 << 21)), 1 << 21)
+    inverse = rr.divide(1.0, scale)
+    q = []
+    for piece, v in zip(pieces, x, strict=True):
+        v = v.astype(F32)
+        if problem.out_dtype != "int8":
+            q.append(rr.to_fp8(v * inverse))
+        elif azp is not None:
+            q.append(rr.round_to_int8(v * inverse, azp))
+        else:
+            v = rr.divide_by_few(_within(v, limit), scale, inverse, piece.layout)
+            q.append(rr.round_to_int8(v))
+    return q
 
 
 def _tensor(problem: QuantizeProblem, operands: QuantizeOperands, config: Config):
@@ -244,8 +258,8 @@ def _tensor(problem: QuantizeProblem, operands: QuantizeOperands, config: Config
         v = rr.load_row(x_gmem, row, pieces)
         layout = plgpu.Layout.WG_STRIDED((PARTIALS,), vec_size=PARTIALS // rr.THREADS)
         absmax = jnp.max(plgpu.load(partial_gmem, layout=layout, optimized=False))
-        scale = rr.over(absmax, xla.FP8_MAX)
-        inverse = jnp.where(scale == 0, 0.0, rr.reciprocal(scale))
+        scale = rr.divide(absmax, xla.FP8_MAX)
+        inverse = jnp.where(scale == 0, 0.0, rr.divide(1.0, scale))
         rr.store_row(q_gmem, row, pieces, [rr.to_fp8(e.astype(F32) * inverse) for e in v])
 
         @pl.when(row == 0)
@@ -278,7 +292,7 @@ def _group(problem: QuantizeProblem, operands: QuantizeOperands, config: Config)
         for first, count in pieces:
             at = pl.ds(first, count)
             x = plgpu.load(x_gmem.at[run, at], layout=layout, optimized=False)
-            scale = _group_scale(p, x)
+            scale = _group_scale(p, x, layout.reduce(1))
             q_gmem[run, at] = _group_codes(p, x, scale, layout)
             if not p.column_major:
                 scale_gmem[run, at] = scale
@@ -309,19 +323,20 @@ def _groups_a_run(problem: QuantizeProblem, tile: int, config: Config) -> int:
     return groups
 
 
-def _group_scale(problem: QuantizeProblem, x):
+def _group_scale(problem: QuantizeProblem, x, layout):
     absmax = jnp.max(jnp.abs(x), axis=1).astype(F32)
-    scale = rr.over(jnp.maximum(absmax, xla.GROUP_EPS), xla.FP8_MAX)
+    scale = rr.divide(jnp.maximum(absmax, xla.GROUP_EPS), xla.FP8_MAX, layout)
     if problem.ue8m0:
         scale = xla.power_of_two_at_least(jnp.maximum(scale, xla.GROUP_EPS))
     return scale
 
 
 def _group_codes(problem: QuantizeProblem, x, scale, layout):
-    by = jax.lax.broadcast_in_dim(scale, x.shape, (0,))
+    inverse = rr.divide(1.0, scale, layout.reduce(1))
+    by, inverse = (jax.lax.broadcast_in_dim(v, x.shape, (0,)) for v in (scale, inverse))
     if problem.ue8m0:  # the reciprocal of a power of two is exact
-        return rr.to_fp8(x.astype(F32) * (1.0 / by))
-    return rr.to_fp8(rr.divide(x.astype(F32), by, layout))
+        return rr.to_fp8(x.astype(F32) * inverse)
+    return rr.to_fp8(rr.divide_by_few(x.astype(F32), by, inverse, layout))
 
 
 KERNEL = Implementation("hopper", supports, run, default_config, configs)
