@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""The demo, on a handful of texts: every recipe, both sides, and what must hold of them."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import app
+from rich.console import Console
+
+import minilm
+import minilm_corpus
+from jaxkernels import scalar_types
+from selection.recipes import RECIPES, Recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The encoder's 36 linear layers: 6 x (4 of 384 x 384, 1536 x 384, 384 x 1536).
+ELEMENTS = 6 * (4 * 384 * 384 + 2 * 384 * 1536)
+OUTPUTS = 6 * (4 * 384 + 1536 + 384)
+WEIGHT_BYTES = {
+    "fp32": 4 * ELEMENTS,
+    # One float32 scale an output.
+    **dict.fromkeys(minilm.EIGHT_BIT, ELEMENTS + 4 * OUTPUTS),
+    # A 16-bit scale a group, and with zero points one byte more.
+    "w4a16-g128": ELEMENTS // 2 + 2 * ELEMENTS // 128,
+    "w4a16-g64-zp": ELEMENTS // 2 + 3 * ELEMENTS // 64,
+}
+# Rounding to nearest keeps about this much of the embedding (a broken scale keeps almost nothing).
+LEAST_MEAN_COSINE = {"fp32": 0.999999, "w4a16-g128": 0.9, "w4a16-g64-zp": 0.93}
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    try:
+        return minilm.model_folder(None)
+    except app.UsageError as error:
+        pytest.skip(str(error))
+
+
+def run(folder, recipes, **changes):
+    one_package = Path(sysconfig.get_paths()["stdlib"]) / "asyncio"
+    corpus = minilm_corpus.read_corpus(one_package).sample(12)
+    assert len(corpus) == 12
+    settings = {"batch_tokens": 256, "lengths": [32], "rest": "float64"} | changes
+    console = Console(quiet=True)
+    return minilm.run(corpus, corpus.documents, folder, recipes, console=console, **settings)
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return {result.recipe: result for result in run(folder, minilm.SHOWN)}
+
+
+@pytest.mark.parametrize("recipe", ["fp32", *minilm.SHOWN])
+def test_recipe_runs_alike_on_both_sides(results, recipe):
+    result = results[recipe]
+    assert not result.refused
+    assert set(result.sides) == {"torch", "JAX"}
+    # In float64 between the layers, nothing is left but the linear layers themselves.
+    assert result.sides_apart < 1e-6
+    for side in result.sides.values():
+        assert side.weight_bytes == WEIGHT_BYTES[recipe]
+        assert side.quality["mean_cosine"] > LEAST_MEAN_COSINE.get(recipe, 0.98)
+        assert np.allclose(np.linalg.norm(side.embeddings, axis=1), 1, atol=1e-5)
+    if recipe != "fp32":
+        # It really is quantized: the embedding is not the base's.
+        assert all(side.quality["mean_cosine"] < 0.99999 for side in result.sides.values())
+
+
+def test_four_bits_cost_more_than_eight(results):
+    kept = {name: r.sides["JAX"].quality["mean_cosine"] for name, r in results.items()}
+    assert kept["w4a16-g128"] < kept["w4a16-g64-zp"] < min(kept[name] for name in minilm.EIGHT_BIT)
+
+
+def test_checks_pass_and_can_fail(results):
+    listed = list(results.values())
+    verdicts = minilm.checks(listed, full=False)
+    assert len(verdicts) == 1 + len(minilm.SHOWN)
+    assert all(held for held, _ in verdicts)
+    worse = minilm.Result("w8a16", dict(results["w8a16"].sides))
+    side = worse.sides["JAX"]
+    quality = side.quality | {"top1": results["fp32"].sides["JAX"].quality["top1"] - 0.02}
+    bent = side.embeddings[:, ::-1].copy()
+    worse.sides["JAX"] = minilm.Side("broken", side.weight_bytes, 1.0, bent, quality)
+    broken = [words for held, words in minilm.checks([listed[0], worse], full=True) if not held]
+    assert len(broken) == 2
+    assert "torch and JAX differ" in broken[0]
+    assert "w8a16, JAX: top-1 +2.00 points below fp32" in broken[1]
+
+
+def test_a_recipe_that_cannot_run_says_why(folder, monkeypatch):
+    odd = Recipe("w4a16-g100", "mp", scalar_types.uint4b8, 100)
+    monkeypatch.setitem(RECIPES, odd.name, odd)
+    result = run(folder, [odd.name])[-1]
+    assert not result.sides
+    for side in ("torch", "JAX"):
+        assert "384 is not a multiple of the group size 100" in result.refused[side]
+    console = Console(width=160)
+    with console.capture() as shown:
+        console.print(minilm.table([result]))
+    assert shown.get().count("cannot run here") == 2
+
+
+def test_command_prints_json_and_draws_the_picture(folder, tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, ROOT / "examples" / "minilm.py", "--json", "--sample=8"),
+            *("--recipes=w8a8-int8", "--lengths=16", "--batch_tokens=256"),
+            *(f"--model={folder}", f"--out={tmp_path}"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    assert report["pairs"] == 8
+    assert [entry["recipe"] for entry in report["results"]] == ["fp32", "w8a8-int8"]
+    assert all(entry["held"] for entry in report["checks"])
+    sides = report["results"][1]["sides"]
+    assert "Int8" in sides["torch"]["kernel"]
+    assert sides["JAX"]["kernel"].startswith("scaled_mm: ")
+    picture = tmp_path / "minilm.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert report["picture"] == str(picture)
+
+
+def test_wrong_model_folder_is_refused(tmp_path):
+    with pytest.raises(app.UsageError, match="--model: .* has no config.json"):
+        minilm.model_folder(str(tmp_path))
