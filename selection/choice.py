@@ -15,6 +15,7 @@ from selection.problems import (
     NOMINAL_M,
     Problem,
     Resolved,
+    estimate_us,
     implementations_of,
     problem_for,
     resolve,
@@ -168,7 +169,7 @@ class Choice:
             return Plan(None, None, None, None, None, None, rejected, False)
         implementation = dict(implementations_of(self.kernel.backing))[found.name]
         config = implementation.default_config(found.problem, self.device)
-        estimate = _estimate(implementation, found.problem, config, self.device)
+        estimate = estimate_us(found.name, found.problem, config, self.device)
         floor, bound = _floor(found.problem, self.device)
         return Plan(
             found.name,
@@ -293,12 +294,6 @@ def bare_reason(rejection: Rejection) -> str:
     text = rejection.reason.strip()
     name = rejection.kernel.__name__
     return text.removeprefix(name).lstrip(": ") if text.startswith(name) else text
-
-
-def _estimate(implementation: Any, problem: Problem, config: Any, device: Device) -> float | None:
-    """Microseconds by the implementation's own model, where it has one."""
-    model = getattr(implementation, "estimate_us", None)
-    return None if model is None else float(model(problem, config, device))
 
 
 def describe(kind: str, config: Any) -> str:

@@ -22,6 +22,8 @@ from jaxkernels.problem import (
 )
 from jaxkernels.quantized import WEIGHT_TYPES, GroupShape
 from jaxkernels.scalar_types import scalar_types
+from jaxkernels.tuning import mixed_mm as mixed_tuning
+from jaxkernels.tuning import scaled_mm as scaled_tuning
 from selection.dtypes import dtype_name
 
 Problem = ScaledMMProblem | MixedMMProblem
@@ -106,6 +108,23 @@ def resolve(backing: Any, problem: Problem, device: Device) -> Resolved:
                 reasons = support.reasons
         rejected.append((name, "; ".join(reasons)))
     return Resolved(None, problem, tuple(rejected), False)
+
+
+def _scaled_hopper(problem: ScaledMMProblem, config: Any, device: Device) -> float:
+    return scaled_tuning.cost(problem, config, device).total * 1e6
+
+
+def _mixed_hopper(problem: MixedMMProblem, config: Any, device: Device) -> float:
+    return mixed_tuning.estimate(problem, config, device).total
+
+
+_MODELS = {(ScaledMMProblem, "hopper"): _scaled_hopper, (MixedMMProblem, "hopper"): _mixed_hopper}
+
+
+def estimate_us(name: str, problem: Problem, config: Any, device: Device) -> float | None:
+    """Microseconds that an implementation's own model expects; None where it has no model."""
+    model = _MODELS.get((type(problem), name))
+    return None if model is None or config is None else model(problem, config, device)
 
 
 def _half(dtype: Any, default: str = "bfloat16") -> str:
