@@ -30,14 +30,14 @@ def exchange_scratch(axis: str, size: int, warpgroups: int, rows: int, cols: int
       dtype: int32 or float32.
     """
     if is_interpreting():
-        barrier = plgpu.ClusterBarrier(
-            collective_axes=(axis,), num_arrivals=1, num_barriers=warpgroups
-        )
+        barrier = plgpu.ClusterBarrier(collective_axes=(axis,), num_arrivals=warpgroups)
         return {"received": barrier}
     swizzle = plgpu.find_swizzle(cols * 32)
     tiles = plgpu.TilingTransform((8, swizzle // 4)), plgpu.SwizzleTransform(swizzle)
+    # One barrier for all warpgroups: JAX 0.11.2 signals the wrong one of an array of barriers in
+    # another block (`BarrierRef.remap_to_cluster` adds the index twice).
     return {
-        "received": plgpu.Barrier(num_arrivals=size, num_barriers=warpgroups),
+        "received": plgpu.Barrier(num_arrivals=size * warpgroups),
         "inbox": plgpu.SMEM((size, warpgroups, rows, cols), dtype, transforms=tiles),
     }
 
@@ -64,7 +64,7 @@ def sum_over_cluster(partial, finish, *, axis, size, parts, cluster, warpgroup, 
     rank = lax.axis_index(axis)
     rows, cols = partial.shape
     width = cols // parts
-    received = scratch["received"].at[warpgroup]
+    received = scratch["received"]
 
     if is_interpreting():
         (board,) = outputs

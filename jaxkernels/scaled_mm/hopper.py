@@ -131,9 +131,7 @@ def _launch(plan: Plan, ops: ScaledMMOperands, device: Device):
         arrays["w_scale"] = ops.w_scale if plan.block_scaled else ops.w_scale.reshape(1)
 
     accumulator = jnp.int32 if p.x_dtype == "int8" else jnp.float32
-    multicast = tuple(
-        axis for axis, size in (("m", c.cluster_m), ("n", c.cluster_n)) if size > 1
-    )
+    multicast = tuple(axis for axis, size in (("m", c.cluster_m), ("n", c.cluster_n)) if size > 1)
     axes = {"k": c.split_k, "n": c.cluster_n, "m": c.cluster_m}
     axes = {axis: size for axis, size in axes.items() if size > 1}
     free = {"num_arrivals": c.warpgroups, "num_barriers": c.stages}

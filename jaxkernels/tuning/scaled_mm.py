@@ -94,8 +94,7 @@ def _deepest(problem, config: Config, device: Device) -> Config | None:
     plan = Plan(problem, config)
     stage = (plan.rows + plan.cols) * TILE_K
     spare = device.smem_bytes - plan.smem_without_staging - plan.out_slot_bytes
-    stages = min(2 + max(spare, 0) // stage, 12)
-    for stages in range(stages, 1, -1):
+    for stages in range(min(2 + max(spare, 0) // stage, 12), 1, -1):
         deep = dataclasses.replace(config, stages=stages)
         if Plan(problem, deep).legal(device):
             return deep
