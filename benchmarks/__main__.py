@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from absl import app, flags
@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import report, suites, timing
+from benchmarks.measure import is_host, measure
 from benchmarks.suites import CEILINGS, FAMILIES, Cell
 
 FLAGS = flags.FLAGS
@@ -90,57 +91,6 @@ def machine() -> tuple[str, str, dict[str, str]]:
     return torch.cuda.get_device_name(), driver, versions
 
 
-def reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
-
-
-def measure(cell: Cell, weights, future: Future, device: str) -> dict:
-    """One cell: ours and every peer, each checked before it is timed; failures become reasons."""
-    from benchmarks import operands as ops
-    from benchmarks import peers as peer_table
-
-    o = ops.make_operands(cell, weights)
-    times, others, failed = {}, {}, {}
-    kernel = config = ""
-    us = err = None
-    limit = FAMILIES[cell.family].max_rel_err
-
-    def check(out, reference) -> float | None:
-        if not FLAGS.verify:
-            return None
-        error = ops.rel_err(out, reference)
-        if not error <= limit:
-            raise ArithmeticError(f"relative error {error:.3g} is over {limit:g}")
-        return error
-
-    try:
-        made, function = future.result()
-        kernel, config = made.kernel, made.config
-        arguments = made.operands(o)
-        err = check(made.finish(function(*arguments[0]), o), o.reference)
-        calls = [lambda a=a: function(*a) for a in arguments]
-        us = timing.graph_time(calls if cell.m < 1024 else calls[:4])
-    except Exception as error:
-        failed["ours"] = reason(error)
-    for peer in peer_table.peers_of(cell.family):
-        if peer.source not in FLAGS.peers:
-            continue
-        try:
-            built = peer.build(o)
-            out = built.finish(built.calls[0]())
-            check(out, built.reference() if built.reference else o.reference)
-            calls = built.calls if cell.m < 1024 else built.calls[:4]
-            t = built.time() if built.time else timing.graph_time(calls)
-            (times if peer.eligible else others)[peer.name] = t
-        except Exception as error:
-            failed[peer.name] = reason(error)
-    return report.make_record(
-        cell, kernel=kernel, config=config, us=us, peers=times, others=others, rel_err=err,
-        failed=failed, ceilings=CEILINGS.get(device),
-    )  # fmt: skip
-
-
 def restart() -> None:
     """Starts over in a fresh process that keeps every cell recorded so far, failed ones too."""
     arguments = [a for a in sys.argv[1:] if a not in ("--resume", "--retry_failed")]
@@ -202,7 +152,7 @@ def run(cells: list[Cell]) -> int:
             group, weights = list(members), None
             # All of a group compile before any of it is timed: loading a module stalls the card.
             bar.update(task, description=f"compiling {group[0]} ...")
-            futures = {c: pool.submit(ours.compiled, c) for c in group}
+            futures = {c: pool.submit(ours.compiled, c) for c in group if not is_host(c)}
             wait(futures.values())
             for cell in group:
                 if late():
@@ -214,9 +164,11 @@ def run(cells: list[Cell]) -> int:
                     restart()
 
                 timer = watch(cell, give_up)
-                if weights is None and shape[1] is not None:
+                if weights is None and shape[1] is not None and not is_host(cell):
                     weights = ops.make_weights(cell)
-                record = measure(cell, weights, futures[cell], device)
+                record = measure(
+                    cell, weights, futures.get(cell), device, FLAGS.peers, FLAGS.verify
+                )
                 timer.cancel()
                 keep(cell, record)
                 try:
@@ -254,7 +206,9 @@ def main(argv: list[str]) -> None:
     if FLAGS.list:
         ceilings = CEILINGS["NVIDIA H200"]
         for cell in cells:
-            console.print(f"{str(cell):40} floor {suites.floor_us(cell, ceilings):9.2f} us (H200)")
+            floor = suites.floor_us(cell, ceilings)
+            text = "host time" if floor is None else f"floor {floor:9.2f} us (H200)"
+            console.print(f"{str(cell):40} {text}")
         return
     import torch
 

@@ -100,7 +100,7 @@ def make_weights(cell: Cell) -> Weights:
     count = timing.copies(n * k * f.w_bits / 8)
     groups = 1 if g in (None, -1) else k // g
     zero = global_scale = None
-    name = f.name.removeprefix("bridge-")
+    name = f.name
     if name in ("fp8", "fp8-block", "w8a8-linear", "w8a16-fp8"):
         data = [random_fp8(n, k) for _ in range(count)]
     elif name in ("int8", "int8-azp"):

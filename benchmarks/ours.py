@@ -113,7 +113,7 @@ def _scaled(cell: Cell) -> Plan:
 
 
 def _linear(cell: Cell) -> Plan:
-    from jaxkernels.scaled_mm.op import w8a8_linear
+    from jaxkernels.scaled_mm.linear import w8a8_linear
 
     m, n, k = cell.m, cell.n, cell.k
     structs = (

@@ -49,7 +49,8 @@ def make_record(
       other_peers and failed.
     """
     peers, floor = peers or {}, floor_us(cell, ceilings)
-    work, moved = flops(cell), moved_bytes(cell)
+    host = FAMILIES[cell.family].suite == "bridge"
+    work, moved = (0.0, 0.0) if host else (flops(cell), moved_bytes(cell))
     record = dict(
         family=cell.family,
         kernel=kernel,
@@ -60,7 +61,7 @@ def make_record(
         group=cell.group,
         us=_rounded(us),
         tflops=_rounded(work / us / 1e6, 1) if us and work else None,
-        gbps=_rounded(moved / us / 1e3, 1) if us else None,
+        gbps=_rounded(moved / us / 1e3, 1) if us and moved else None,
         floor_us=_rounded(floor),
         peers={name: _rounded(t) for name, t in peers.items()},
         ratio_to_best_peer=_rounded(min(peers.values()) / us) if us and peers else None,
@@ -256,12 +257,13 @@ def draw_roofline(records: Sequence[dict], path: Path, device: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    products = [r for r in records if r["n"] is not None and r["us"]]
+    timed = [r for r in records if r["us"] and r["gbps"]]
+    products = [r for r in timed if r["n"] is not None]
     figure, axes = plt.subplots(figsize=(9, 6))
     if products:
         _roofline(axes, products, device)
     else:
-        _bandwidth(axes, [r for r in records if r["us"]], device)
+        _bandwidth(axes, timed, device)
     axes.grid(True, which="both", alpha=0.2)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=8)

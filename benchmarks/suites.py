@@ -76,8 +76,8 @@ class Family:
                     if ms is None or m in ms:
                         yield Cell(self.name, m, None, k, g)
             return
-        default_ms = {"mixed_mm": MIXED_MS, "bridge": (1, 16, 256)}.get(self.suite, SCALED_MS)
-        for n, k in shapes or (SHAPES[:1] if self.suite == "bridge" else SHAPES):
+        default_ms = {"mixed_mm": MIXED_MS, "bridge": (16,)}.get(self.suite, SCALED_MS)
+        for n, k in shapes or (((1024, 1024),) if self.suite == "bridge" else SHAPES):
             for g in wanted:
                 for m in ms or default_ms:
                     yield Cell(self.name, m, n, k, g)
@@ -87,7 +87,7 @@ def _families() -> dict[str, Family]:
     scaled = dict(suite="scaled_mm", op="scaled_mm", x_bits=8, w_bits=8)
     mixed = dict(suite="mixed_mm", op="mixed_mm", x_bits=16, rate="bf16", scale_bits=16)
     quantize = dict(suite="quantize", op="quantize", x_bits=16, max_rel_err=0.03)
-    bridge = dict(suite="bridge", op="bridge", x_bits=16, rate="bf16", max_rel_err=0.05)
+    bridge = dict(suite="bridge", op="bridge", x_bits=16, max_rel_err=0.01)
     fp8_group = dict(groups=(128,), **quantize)
     every = [
         Family("fp8", rate="fp8", **scaled),
@@ -112,9 +112,11 @@ def _families() -> dict[str, Family]:
         Family("quantize-fp8-tensor", **quantize),
         Family("quantize-fp8-group", **fp8_group),
         Family("quantize-fp8-group-col", **fp8_group),
-        Family("bridge-fp8", w_bits=8, **bridge),
-        Family("bridge-int8", w_bits=8, **bridge),
-        Family("bridge-w4a16", w_bits=4, groups=(128,), **bridge),
+        Family("bridge-launch", **bridge),
+        Family("bridge-fp8", **{**bridge, "max_rel_err": 0.05}),
+        Family("bridge-int8", **{**bridge, "max_rel_err": 0.05}),
+        Family("bridge-w4a16", **bridge),
+        Family("bridge-wrap", **bridge),
     ]
     return {f.name: f for f in every}
 
@@ -189,10 +191,11 @@ def flops(cell: Cell) -> float:
 
 
 def floor_us(cell: Cell, ceilings: Ceilings | None) -> float | None:
-    """The time under which no kernel can run this cell, or None on a card without ceilings."""
-    if ceilings is None:
-        return None
+    """The time under which no kernel can run this cell; None for host times, and on a card
+    without ceilings."""
     f = FAMILIES[cell.family]
+    if ceilings is None or f.suite == "bridge":
+        return None
     if cell.n is None:
         return moved_bytes(cell) / ceilings.copy_gbps / 1e3
     memory = moved_bytes(cell) / ceilings.read_gbps / 1e3

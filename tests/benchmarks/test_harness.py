@@ -4,6 +4,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from benchmarks.suites import FAMILIES, Cell  # noqa: E402
 def on_cpu(monkeypatch):
     monkeypatch.setattr(operands, "DEVICE", "cpu")
     monkeypatch.setattr(timing, "copies", lambda nbytes: 2)
+    monkeypatch.delenv("PEERS", raising=False)
 
 
 def test_weights_rotate_beyond_the_cache():
@@ -140,6 +142,64 @@ def test_portable_peers_agree_with_the_reference(name, on_cpu):
         built = next(p for p in peers.peers_of(family) if p.name == name).build(o)
         reference = built.reference() if built.reference else o.reference
         assert operands.rel_err(built.finish(built.calls[0]()), reference) < 0.01
+
+
+@pytest.fixture
+def fake_clock(monkeypatch):
+    monkeypatch.setattr(timing, "graph_time", lambda calls: [c() for c in calls] and 4.0)
+
+
+def done(value):
+    future = Future()
+    future.set_exception(value) if isinstance(value, Exception) else future.set_result(value)
+    return future
+
+
+def a_plan(function):
+    """Our side of an fp8 cell, with `function` in the kernel's place."""
+    from benchmarks.ours import Plan
+
+    def arguments(o):
+        return [(o.x, w, o.x_scale, o.weights.scale) for w in o.weights.data]
+
+    return done((Plan(None, (), arguments, "a kernel", "Config(1)"), function))
+
+
+def right(x, w, x_scale, w_scale):
+    return (x.float() @ w.float().T) * x_scale * w_scale.T
+
+
+FP8 = Cell("fp8", 4, 128, 256)
+
+
+def test_a_cell_is_checked_and_timed(on_cpu, fake_clock):
+    from benchmarks.measure import measure
+
+    weights = operands.make_weights(FP8)
+    record = measure(FP8, weights, a_plan(right), "NVIDIA H200", ["torch"], True)
+    assert record["us"] == 4.0 and record["rel_err"] < 1e-5
+    assert record["kernel"] == "a kernel" and record["config"] == "Config(1)"
+    assert record["other_peers"]["torch bf16 matmul"] == 4.0
+    assert "vllm cutlass_scaled_mm" not in {**record["peers"], **record.get("failed", {})}
+
+
+def test_a_wrong_result_is_recorded_and_never_timed(on_cpu, fake_clock):
+    from benchmarks.measure import measure
+
+    weights = operands.make_weights(FP8)
+    wrong = a_plan(lambda *a: right(*a) * 1.05)
+    record = measure(FP8, weights, wrong, "NVIDIA H200", [], True)
+    assert record["us"] is None and "relative error 0.05 is over 0.01" in record["failed"]["ours"]
+
+
+def test_a_kernel_that_does_not_compile_keeps_its_reason(on_cpu, fake_clock):
+    from benchmarks.measure import measure
+
+    weights = operands.make_weights(FP8)
+    broken = done(ValueError("k must be a multiple of 16\nand more"))
+    record = measure(FP8, weights, broken, "NVIDIA H200", ["vllm"], True)
+    assert record["failed"]["ours"] == "ValueError: k must be a multiple of 16"
+    assert "PEERS is not set" in record["failed"]["vllm cutlass_scaled_mm"]
 
 
 def run_cli(*args):
