@@ -8,6 +8,7 @@ names that hold them are reached as `from jaxkernels.scaled_mm import ...`.
 
 from jaxkernels.explain import explain_choice
 from jaxkernels.mixed_mm import mixed_mm
+from jaxkernels.mixed_mm.prepare import prepare, unprepare
 from jaxkernels.quantize import quantize_fp8, quantize_fp8_group, quantize_int8
 from jaxkernels.quantized import GroupShape, QuantizedTensor, dequantize, quantize
 from jaxkernels.scalar_types import ScalarType, scalar_types
@@ -20,11 +21,13 @@ __all__ = [
     "dequantize",
     "explain_choice",
     "mixed_mm",
+    "prepare",
     "quantize",
     "quantize_fp8",
     "quantize_fp8_group",
     "quantize_int8",
     "scalar_types",
     "scaled_mm",
+    "unprepare",
     "w8a8_linear",
 ]

@@ -108,8 +108,17 @@ def unprepare(w: QuantizedTensor) -> QuantizedTensor:
     Args:
       w: a `QuantizedTensor` of layout "hopper_fragment".
 
+    Returns:
+      A `QuantizedTensor` of layout "plain".
+
     Raises:
       ValueError: another layout.
+
+    Example:
+      >>> from jaxkernels import quantize, scalar_types
+      >>> w = quantize(jnp.ones((8, 64)), scalar_types.uint4b8)
+      >>> unprepare(prepare(w))
+      QuantizedTensor(uint4b8[8, 64], per channel, scale float32[8, 1], 288 bytes)
     """
     if w.layout != HOPPER_FRAGMENT:
         raise ValueError(f"w: expected layout {HOPPER_FRAGMENT!r}, got {w.layout!r}")

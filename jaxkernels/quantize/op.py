@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxkernels import checks
-from jaxkernels.choice import choose, kernels_of, warn_if_slow
+from jaxkernels.choice import choose, warn_if_slow
 from jaxkernels.mosaic.device import trace_device
 from jaxkernels.problem import Implementation, QuantizeOperands, QuantizeProblem, dtype_name
-from jaxkernels.quantize import xla
+from jaxkernels.quantize import hopper, xla
 
 _FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
-IMPLEMENTATIONS = (*kernels_of("jaxkernels.quantize.hopper"), xla.KERNEL)
+IMPLEMENTATIONS = (hopper.KERNEL, xla.KERNEL)
 
 
 def quantize_int8(

@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxkernels import checks
-from jaxkernels.choice import choose, kernels_of, warn_if_slow
+from jaxkernels.choice import choose, warn_if_slow
 from jaxkernels.mosaic.device import trace_device
 from jaxkernels.problem import Implementation, ScaledMMOperands, ScaledMMProblem, dtype_name
 from jaxkernels.quantized import PLAIN, QuantizedTensor
 from jaxkernels.scalar_types import scalar_types
-from jaxkernels.scaled_mm import reference, xla
+from jaxkernels.scaled_mm import hopper, reference, xla
 
 # In order of preference.
-IMPLEMENTATIONS = (*kernels_of("jaxkernels.scaled_mm.hopper"), xla.KERNEL, reference.KERNEL)
+IMPLEMENTATIONS = (hopper.KERNEL, xla.KERNEL, reference.KERNEL)
 
 _OUT_DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 _FP8 = (jnp.float8_e4m3fn, jnp.float8_e5m2)
