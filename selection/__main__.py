@@ -70,7 +70,8 @@ def _table(title: str, head: list[str], rows: list[list[str]]) -> None:
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
         print(title)
         for row in [head, *rows]:
-            print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)))
+            cells = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
+            print("  ".join(cells).rstrip())
         return
     print(title)
     table = Table(header_style="bold")
@@ -105,7 +106,12 @@ def _layers() -> list[tuple[str, str, Any]]:
 
 
 def _explain() -> None:
-    rows = [int(m) for m in _M.value]
+    try:
+        rows = [int(m) for m in _M.value]
+    except ValueError:
+        raise ValueError(f"--m: expected whole numbers, got {','.join(_M.value)}") from None
+    if not rows or min(rows) < 1:
+        raise ValueError(f"--m: expected numbers of rows, at least 1; got {','.join(_M.value)}")
     platform = get_platform() if _DEVICE.value is None else platform_for(_DEVICE.value)
     answers = []
     for _, kind, config in _layers():
