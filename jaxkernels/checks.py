@@ -38,10 +38,18 @@ def as_array(argument: str, value: Any, dtypes: Sequence[Any] | None = None) -> 
             array = jax.lax.convert_element_type(array, array.dtype)
     except TypeError:
         bad_type(argument, "a JAX or numpy array", value)
-    if dtypes is not None and array.dtype not in [jnp.dtype(d) for d in dtypes]:
-        names = " or ".join(jnp.dtype(d).name for d in dtypes)
-        bad_type(argument, f"dtype {names}", array)
+    if dtypes is not None:
+        check_array(argument, array, dtypes)
     return array
+
+
+def check_array(argument: str, value: Any, dtypes: Sequence[Any]) -> None:
+    """TypeError unless the value is an array (or stands for one) of one of `dtypes`."""
+    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        bad_type(argument, "an array", value)
+    if value.dtype not in [jnp.dtype(d) for d in dtypes]:
+        names = " or ".join(jnp.dtype(d).name for d in dtypes)
+        bad_type(argument, f"dtype {names}", value)
 
 
 def check_shape(argument: str, array: Any, *shapes: tuple[int, ...], meaning: str = "") -> None:

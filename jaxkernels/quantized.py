@@ -177,11 +177,11 @@ class QuantizedTensor:
             known = ", ".join(map(str, WEIGHT_TYPES))
             checks.bad_value("scalar_type", f"one of {known}", self.scalar_type)
         if self.layout == PLAIN:
-            checks.as_array("data", self.data, [_DATA_DTYPES[self.scalar_type]])
+            checks.check_array("data", self.data, [_DATA_DTYPES[self.scalar_type]])
             if self.packed and k % 2:
                 checks.bad_value("shape", "an even K for a 4-bit type (two a byte)", self.shape)
             checks.check_shape("data", self.data, (n, k // 2 if self.packed else k))
-        checks.as_array("scale", self.scale, _SCALE_DTYPES)
+        checks.check_array("scale", self.scale, _SCALE_DTYPES)
         if self.layout != PLAIN:  # the rest is laid out as its implementation wants it
             return self
         if self.g_idx is None:
@@ -194,15 +194,15 @@ class QuantizedTensor:
         if self.zero_point is not None:
             if self.scalar_type not in _ZERO_POINT_TYPES:
                 checks.bad_value("zero_point", f"None for {self.scalar_type}", self.zero_point)
-            checks.as_array("zero_point", self.zero_point, [jnp.uint8])
+            checks.check_array("zero_point", self.zero_point, [jnp.uint8])
             checks.check_shape("zero_point", self.zero_point, wanted, meaning="as scale")
         if self.g_idx is not None:
-            checks.as_array("g_idx", self.g_idx, [jnp.int32])
+            checks.check_array("g_idx", self.g_idx, [jnp.int32])
             checks.check_shape("g_idx", self.g_idx, (k,))
             if self.granularity == "block":
                 checks.bad_value("g_idx", "None with block scales", self.g_idx)
         if self.global_scale is not None:
-            checks.as_array("global_scale", self.global_scale, [jnp.float32])
+            checks.check_array("global_scale", self.global_scale, [jnp.float32])
             checks.check_shape("global_scale", self.global_scale, (1, 1))
         return self
 
