@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks import operands as ops
-from benchmarks import peers
 from benchmarks.operands import BF16, F8
+from benchmarks.peers import mixed, scaled
+from benchmarks.peers.common import vllm_ops
 from benchmarks.suites import Cell
 
 Call = Callable[[], object]
@@ -53,7 +54,7 @@ def _launch(cell: Cell) -> HostCase:
         "scaled_mm/hopper " + plan.config,
         lambda: o.reference,
         {
-            "torch._scaled_mm rowwise": lambda: peers.scaled_mm_rowwise(o).calls[0],
+            "torch._scaled_mm rowwise": lambda: scaled.scaled_mm_rowwise(o).calls[0],
             "vllm cutlass_scaled_mm": lambda: _vllm_mm(o),
         },
         {},
@@ -61,7 +62,7 @@ def _launch(cell: Cell) -> HostCase:
 
 
 def _vllm_mm(o: ops.Operands) -> Call:
-    c, w = peers.vllm_ops(), o.weights.data[0].T
+    c, w = vllm_ops(), o.weights.data[0].T
     scale = o.weights.scale.T.contiguous()
 
     def call():
@@ -97,10 +98,10 @@ def _layer(cell: Cell) -> HostCase:
 
 
 def _vllm_layer(cell: Cell, what: str, x: torch.Tensor) -> Call:
-    c = peers.vllm_ops()
+    c = vllm_ops()
     if what == "w4a16":
         base = Cell("w4a16", cell.m, cell.n, cell.k, 128)
-        return peers.marlin(ops.make_operands(base, ops.make_weights(base))).calls[0]
+        return mixed.marlin(ops.make_operands(base, ops.make_weights(base))).calls[0]
     weight = ops.random_fp8(cell.n, cell.k) if what == "fp8" else ops.random_int8(cell.n, cell.k)
     w, scale = weight.T, ops.random_scale(1, cell.n)
 

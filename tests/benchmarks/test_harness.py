@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("rich")
 
 from benchmarks import operands, peers, suites, timing  # noqa: E402
+from benchmarks.peers import common, mixed  # noqa: E402
 from benchmarks.suites import FAMILIES, Cell  # noqa: E402
 
 
@@ -86,7 +87,7 @@ def test_error_of_nan_never_passes():
 
 def test_gptq_words_hold_k_in_order(on_cpu):
     w = operands.make_weights(Cell("w4a16", 1, 64, 128, 128))
-    word = peers.gptq_words(w)[0]
+    word = mixed.gptq_words(w)[0]
     assert word.shape == (16, 64)
     codes = operands.nibbles(w.data[0])
     first = [(int(word[1, 3]) >> 4 * i) & 15 for i in range(8)]
@@ -96,11 +97,11 @@ def test_gptq_words_hold_k_in_order(on_cpu):
 def test_marlin_orders_are_permutations():
     scale = torch.arange(2 * 128.0).reshape(2, 128)
     for grouped in (True, False):
-        order = peers.marlin_scales(scale, grouped)
+        order = mixed.marlin_scales(scale, grouped)
         assert not torch.equal(order, scale)
         assert torch.equal(order.flatten().sort().values, scale.flatten())
     zero = torch.randint(0, 16, (1, 64))
-    words = peers.marlin_zeros(zero)[0].tolist()
+    words = mixed.marlin_zeros(zero)[0].tolist()
     back = sorted((w >> 4 * i) & 15 for w in words for i in range(8))
     assert back == sorted(zero[0].tolist())
 
@@ -108,10 +109,10 @@ def test_marlin_orders_are_permutations():
 def test_type_ids_are_vllms():
     from jaxkernels.scalar_types import scalar_types
 
-    assert peers.TYPE_IDS["uint4b8"] == scalar_types.uint4b8.id
-    assert peers.TYPE_IDS["uint4"] == scalar_types.uint4.id
-    assert peers.TYPE_IDS["uint8b128"] == scalar_types.uint8b128.id
-    assert peers.TYPE_IDS["fp8"] == scalar_types.float8_e4m3fn.id
+    assert mixed.TYPE_IDS["uint4b8"] == scalar_types.uint4b8.id
+    assert mixed.TYPE_IDS["uint4"] == scalar_types.uint4.id
+    assert mixed.TYPE_IDS["uint8b128"] == scalar_types.uint8b128.id
+    assert mixed.TYPE_IDS["fp8"] == scalar_types.float8_e4m3fn.id
 
 
 def test_every_peer_is_declared_once_a_family():
@@ -128,10 +129,10 @@ def test_every_peer_is_declared_once_a_family():
 def test_a_peer_that_is_not_there_says_where_it_was_looked_for(monkeypatch, tmp_path):
     monkeypatch.delenv("PEERS", raising=False)
     with pytest.raises(peers.Unavailable, match="PEERS is not set"):
-        peers.folder()
+        common.folder()
     monkeypatch.setenv("PEERS", str(tmp_path))
     with pytest.raises(peers.Unavailable, match="no deep_gemm/"):
-        peers.package.__wrapped__("deep_gemm")
+        common.package.__wrapped__("deep_gemm")
 
 
 @pytest.mark.parametrize("name", ["torch bf16 matmul", "xla"])
