@@ -8,10 +8,12 @@ python -m benchmarks --suite mixed_mm --held_out           # shapes no table was
 python -m benchmarks --readme                              # README's table from results/
 """
 
+import contextlib
 import importlib.metadata
 import itertools
 import os
 import shlex
+import subprocess
 import sys
 import threading
 import time
@@ -25,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import report, suites, timing
 from benchmarks.measure import is_host, measure
+from benchmarks.peers import peers_of
 from benchmarks.suites import CEILINGS, FAMILIES, Cell
 
 FLAGS = flags.FLAGS
@@ -46,6 +49,8 @@ flags.DEFINE_bool("retry_failed", False, "with --resume, measure those that fail
 flags.DEFINE_float("cell_seconds", 60, "a cell that takes longer counts as hung")
 flags.DEFINE_float("cap", 0, "start no new cell after this many seconds (0: no limit)")
 flags.DEFINE_integer("threads", 8, "threads that compile kernels ahead")
+flags.DEFINE_bool("warm", False, "first compile the peers that compile themselves, in parallel")
+flags.DEFINE_bool("warm_only", False, "compile this process's peers and measure nothing")
 flags.DEFINE_bool("repro", False, "print a command line that repeats each cell")
 flags.DEFINE_bool("list", False, "print the cells and their floors, and measure nothing")
 flags.DEFINE_bool("readme", False, "write README's table from the results folder, and stop")
@@ -80,8 +85,6 @@ def chosen_cells() -> list[Cell]:
 
 def machine() -> tuple[str, str, dict[str, str]]:
     """The device's name, its driver, and the versions that matter."""
-    import subprocess
-
     import torch
 
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -93,10 +96,47 @@ def machine() -> tuple[str, str, dict[str, str]]:
 
 def restart() -> None:
     """Starts over in a fresh process that keeps every cell recorded so far, failed ones too."""
-    arguments = [a for a in sys.argv[1:] if a not in ("--resume", "--retry_failed")]
+    arguments = [a for a in sys.argv[1:] if a not in ("--resume", "--retry_failed", "--warm")]
     sys.stdout.flush()
     command = [sys.executable, "-m", "benchmarks", *arguments, "--resume"]
     os.execv(sys.executable, command)
+
+
+def groups_of(cells: list[Cell]) -> list[list[Cell]]:
+    """Cells that share their weights, in order."""
+    by_weights = itertools.groupby(cells, lambda c: (c.family, c.n, c.k, c.group))
+    return [list(members) for _, members in by_weights]
+
+
+def warm(cells: list[Cell]) -> None:
+    """Fills the caches of DeepGEMM and humming: a process for each group of cells, some at once."""
+    jit = {"deep_gemm", "humming"} & set(FLAGS.peers)
+    groups = [g for g in groups_of(cells) if any(p.source in jit for p in peers_of(g[0].family))]
+    running: list[subprocess.Popen] = []
+    for group in groups:
+        while len(running) >= FLAGS.threads:
+            running = [p for p in running if p.poll() is None]
+            time.sleep(0.1)
+        first = group[0]
+        line = [sys.executable, "-m", "benchmarks", *repro(first).split()[3:], "--warm_only"]
+        line[line.index("--ms") + 1] = ",".join(str(c.m) for c in group)
+        running.append(subprocess.Popen([*line, f"--peers={','.join(sorted(jit))}"]))
+    for process in running:
+        process.wait()
+
+
+def warm_here(cells: list[Cell]) -> None:
+    """Runs every peer once, which compiles it; what fails will fail again when it is measured."""
+    from benchmarks import operands as ops
+
+    for group in groups_of(cells):
+        weights = ops.make_weights(group[0])
+        for cell in group:
+            o = ops.make_operands(cell, weights)
+            for peer in peers_of(cell.family):
+                if peer.source in FLAGS.peers:
+                    with contextlib.suppress(Exception):
+                        peer.build(o).calls[0]()
 
 
 def watch(cell: Cell, give_up: Callable[[str], None]) -> threading.Timer:
@@ -146,10 +186,10 @@ def run(cells: list[Cell]) -> int:
 
     with ThreadPoolExecutor(FLAGS.threads) as pool, bar:
         task = bar.add_task(FLAGS.suite, total=len(cells), completed=len(cells) - len(wanted))
-        for shape, members in itertools.groupby(wanted, lambda c: (c.family, c.n, c.k, c.group)):
+        for group in groups_of(wanted):
             if late():
                 break
-            group, weights = list(members), None
+            weights = None
             # All of a group compile before any of it is timed: loading a module stalls the card.
             bar.update(task, description=f"compiling {group[0]} ...")
             futures = {c: pool.submit(ours.compiled, c) for c in group if not is_host(c)}
@@ -164,7 +204,7 @@ def run(cells: list[Cell]) -> int:
                     restart()
 
                 timer = watch(cell, give_up)
-                if weights is None and shape[1] is not None and not is_host(cell):
+                if weights is None and cell.n is not None and not is_host(cell):
                     weights = ops.make_weights(cell)
                 record = measure(
                     cell, weights, futures.get(cell), device, FLAGS.peers, FLAGS.verify
@@ -214,6 +254,10 @@ def main(argv: list[str]) -> None:
 
     if not torch.cuda.is_available():
         raise app.UsageError("an NVIDIA GPU is needed to measure; --list shows what would be")
+    if FLAGS.warm_only:
+        return warm_here(cells)
+    if FLAGS.warm:
+        warm(cells)
     if failures := run(cells):
         console.print(f"[red]{failures} cells of ours failed[/red]; the records say why")
 
