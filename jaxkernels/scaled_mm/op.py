@@ -192,6 +192,8 @@ def _zero_points(azp, azp_adj, w, leading, m):
     if azp_adj is None:
         azp_adj = jnp.sum(w, axis=1, dtype=jnp.int32)
     if azp.size == 1:
+        if m == 1:  # one row: as good as per token, and without a product outside the kernel
+            return azp.reshape(1, 1), azp_adj, "token"
         return None, azp.reshape(()) * azp_adj, "static"
     if azp.shape not in ((m,), (m, 1), (*leading, 1)):
         checks.check_shape("azp", azp, (1, 1), (m, 1))
