@@ -17,23 +17,25 @@ Example:
 # The order of the first line matters: everything below asks for `selection.current_platform`.
 from selection.platforms import current_platform  # noqa: I001
 from selection import configs as _configs
+from selection.ask import is_supported_and_can_implement_kernel
 from selection.choice import Choice, Plan, Rejection
 from selection.choose import (
     choose_kernel,
     choose_mp_linear_kernel,
     choose_scaled_mm_linear_kernel,
     explain,
+    register_linear_kernel,
+)
+from selection.configs import *  # noqa: F403
+from selection.dtypes import dtype_name
+from selection.init import (
     init_fp8_linear_kernel,
     init_int8_linear_kernel,
     init_mxfp4_linear_kernel,
     init_mxfp8_linear_kernel,
     init_nvfp4_linear_kernel,
     init_wfp8_a16_linear_kernel,
-    is_supported_and_can_implement_kernel,
-    register_linear_kernel,
 )
-from selection.configs import *  # noqa: F403
-from selection.dtypes import dtype_name
 from selection.kernels import block as _block
 from selection.kernels import micro_scaled as _micro_scaled
 from selection.kernels import mixed_precision as _mixed_precision

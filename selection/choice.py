@@ -35,7 +35,7 @@ _LAYERS = {
 
 def layer_name(kind: str) -> str:
     """What a list's layers are called in a message: "mixed-precision", "int8", "MXFP8", ..."""
-    return _LAYERS[kind]
+    return _LAYERS.get(kind, kind)
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,9 @@ class Choice:
         """The device's facts; None for a platform that has none (a mock in a test)."""
         device = getattr(self.platform, "device", None)
         return device if isinstance(device, Device) else None
+
+    def __str__(self) -> str:
+        return self.explain()
 
     def resolved(
         self, m: int = NOMINAL_M, n: int | None = None, k: int | None = None
@@ -313,8 +316,8 @@ def describe(kind: str, config: Any) -> str:
         words.append("symmetric" if config.input_symmetric else "asymmetric")
         words.append("per channel" if config.is_channelwise else "per tensor")
         return "w8a8 int8, " + ", ".join(words)
-    if kind in ("mxfp8", "mxfp4", "nvfp4"):
-        return layer_name(kind)
+    if kind not in ("fp8", "fp8_block", "wfp8a16"):
+        return _LAYERS.get(kind, kind)
     weight = config.weight_quant_key.scale
     activation = config.activation_quant_key
     left = "" if activation is None else f", activations {activation.scale}"

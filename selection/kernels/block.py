@@ -2,8 +2,9 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """Declarations of the block-scaled fp8 kernels (0.26): weights with a scale for each 128 x 128.
 
-Activations have a scale for each 1 x 128. The block lists also hold MarlinFP8 and HummingFP8, which
-are in `scaled_mm.py`.
+Activations have a scale for each 1 x 128. Power-of-two (E8M0) weight scales are taken as in later
+versions (0.33): by all but Cutlass, CPU, and Triton on CUDA. The block lists also hold MarlinFP8
+and HummingFP8, which are in `scaled_mm.py`.
 """
 
 from __future__ import annotations
@@ -11,32 +12,35 @@ from __future__ import annotations
 from selection.checks import (
     Check,
     Facts,
-    activation_group,
     cpu_feature,
     device_at_least,
     device_is,
-    dynamic_activations,
     env_on,
-    input_dtype_in,
-    nk_multiple_of,
     on_cpu,
     on_cuda,
     on_cuda_alike_or_xpu,
     on_rocm,
     on_xpu,
-    out_dtype_in,
     package,
-    weight_dtype_in,
 )
 from selection.kernels.base import Fp8BlockScaledMMLinearKernel
 from selection.kernels.scaled_mm import GPU, XLA, XLA_WEIGHT_ONLY
+from selection.layer_checks import (
+    activation_group,
+    dynamic_activations,
+    f32_weight_scales,
+    input_dtype_in,
+    nk_multiple_of,
+    out_dtype_in,
+    weight_dtype_in,
+)
 
 
 class CutlassFp8BlockScaledMMKernel(Fp8BlockScaledMMLinearKernel):
     """CUDA from Hopper on."""
 
     gate = (on_cuda, device_at_least(90))
-    checks = (dynamic_activations, activation_group(128))
+    checks = (dynamic_activations, activation_group(128), f32_weight_scales)
     backing = GPU
 
 
@@ -115,7 +119,14 @@ class TritonFp8BlockScaledMMKernel(Fp8BlockScaledMMLinearKernel):
     """CUDA, ROCm, XPU: the portable one."""
 
     gate = (on_cuda_alike_or_xpu,)
-    checks = (dynamic_activations,)
+    checks = (
+        dynamic_activations,
+        Check(
+            "f32_weight_scales_on_cuda",
+            lambda f: not f.platform.is_cuda() or f32_weight_scales.holds(f),
+            lambda f: f"{f32_weight_scales.why_not(f)} on CUDA",
+        ),
+    )
     backing = GPU
 
 
@@ -154,6 +165,7 @@ class CPUFp8BlockScaledMMKernel(Fp8BlockScaledMMLinearKernel):
             ),
         ),
         out_dtype_in("bfloat16", "float32"),
+        f32_weight_scales,
     )
     backing = XLA_WEIGHT_ONLY
     quantizes_activations = False

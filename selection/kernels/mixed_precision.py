@@ -13,16 +13,26 @@ from typing import Any
 
 from jaxkernels.scalar_types import ScalarType, scalar_types
 from selection.checks import (
-    HALF,
     Check,
     Facts,
-    act_type_in,
     cpu_feature,
     device_in,
     device_is,
-    dtype_name,
-    g_idx_unsharded,
     gfx_in,
+    on_arm,
+    on_cpu,
+    on_cuda,
+    on_cuda_alike,
+    on_rocm,
+    on_xpu,
+    package,
+)
+from selection.dtypes import dtype_name
+from selection.kernels.base import Backing, MPLinearKernel
+from selection.layer_checks import (
+    HALF,
+    act_type_in,
+    g_idx_unsharded,
     group_divides_full_k,
     group_positive,
     group_size_in,
@@ -32,18 +42,10 @@ from selection.checks import (
     n_multiple_of,
     no_g_idx,
     no_zero_points,
-    on_arm,
-    on_cpu,
-    on_cuda,
-    on_cuda_alike,
-    on_rocm,
-    on_xpu,
     out_type_is,
-    package,
     weight_type_by_zero_points,
     weight_type_in,
 )
-from selection.kernels.base import Backing, MPLinearKernel
 
 GPU = Backing("mixed_mm", ("hopper", "ampere", "xla"))
 XLA = Backing("mixed_mm", ("xla",))

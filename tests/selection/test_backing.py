@@ -23,7 +23,7 @@ from jaxkernels.problem import DEVICES, Device, MixedMMProblem, ScaledMMProblem
 from jaxkernels.quantized import GroupShape, QuantizedTensor
 from jaxkernels.scalar_types import scalar_types as t
 from selection import MPLinearLayerConfig, choose_kernel, platform_for, using
-from selection.choose import cannot_run
+from selection.ask import cannot_run
 from selection.lists import LISTS
 from selection.problems import problem_for, resolve
 

@@ -522,6 +522,19 @@ def test_registration_of_every_type(lists, kernel_type):
     assert OutOfTreeInt8 in lists[kernel_type][PlatformEnum.OOT]
 
 
+def test_a_plug_ins_own_config_and_lists():
+    """The scaled-mm chooser is generic: it need not know the config's type."""
+
+    class Config:
+        """A plug-in's."""
+
+    with using("cpu"):
+        served = choose_scaled_mm_linear_kernel(Config(), {PlatformEnum.CPU: [OutOfTreeInt8]})
+        with pytest.raises(ValueError, match="Failed to find a kernel"):
+            choose_scaled_mm_linear_kernel(Config(), {})
+    assert served is OutOfTreeInt8
+
+
 def test_a_class_that_nothing_runs_is_refused(lists):
     class Unbacked(MPLinearKernel):
         """Declared without a backing."""

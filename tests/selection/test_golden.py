@@ -49,6 +49,7 @@ def fp8(weight, activation, out="bfloat16", n=4096, k=4096, input_dtype="bfloat1
 
 
 _BLOCK_64 = create_fp8_quant_key(True, GroupShape(64, 128))
+_E8M0 = create_fp8_quant_key(True, GroupShape(128, 128), scale_dtype="float8_e8m0fnu")
 _STATIC_128 = create_fp8_quant_key(True, GroupShape(1, 128))
 
 # name: (priority list, config)
@@ -124,6 +125,10 @@ LAYERS = {
     "fp8 block 128x128, out-features 4100": (
         "fp8_block",
         fp8(kFp8Static128BlockSym, kFp8Dynamic128Sym, n=4100),
+    ),
+    "fp8 block 128x128, power-of-two weight scales": (
+        "fp8_block",
+        fp8(_E8M0, kFp8Dynamic128Sym),
     ),
     "fp8 block 64x128": ("fp8_block", fp8(_BLOCK_64, kFp8Dynamic128Sym)),
     "fp8 block, activations 1x64": ("fp8_block", fp8(kFp8Static128BlockSym, kFp8Dynamic64Sym)),

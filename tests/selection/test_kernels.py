@@ -642,6 +642,30 @@ def test_fp8_configs(name, config, word):
     assert (why is None) if word is None else (why is not None and word in why), why
 
 
+@pytest.mark.parametrize(
+    ("name", "device", "taken"),
+    [
+        ("FlashInferFp8DeepGEMMDynamicBlockScaledKernel", "h200", True),
+        ("DeepGemmFp8BlockScaledMMKernel", "h200", True),
+        ("AiterFp8BlockScaledMMKernel", "mi300x", True),
+        ("XPUFp8BlockScaledMMKernel", "xpu", True),
+        ("MarlinFP8ScaledMMLinearKernel", "a100", True),
+        ("HummingFP8ScaledMMLinearKernel", "h200", True),
+        ("TritonFp8BlockScaledMMKernel", "mi300x", True),
+        ("TritonFp8BlockScaledMMKernel", "xpu", True),
+        ("TritonFp8BlockScaledMMKernel", "h200", False),
+        ("CutlassFp8BlockScaledMMKernel", "h200", False),
+        ("CPUFp8BlockScaledMMKernel", "cpu", False),
+    ],
+)
+@pytest.mark.parametrize("scale_dtype", ["uint8", "float8_e8m0fnu"])
+def test_power_of_two_block_scales(name, device, taken, scale_dtype):
+    """Upstream's test of which block kernels take E8M0 weight scales, in our words."""
+    key = create_fp8_quant_key(True, GroupShape(128, 128), scale_dtype=scale_dtype)
+    why = reason(name, fp8(key, act_1x128), device)
+    assert (why is None) if taken else f"weight scales of {scale_dtype} are unsupported" in why
+
+
 # -- priority lists -------------------------------------------------------------------------------
 
 

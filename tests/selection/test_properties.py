@@ -29,7 +29,7 @@ from selection import (
     platform_for,
     using,
 )
-from selection.choose import cannot_run
+from selection.ask import cannot_run
 from selection.lists import LISTS
 
 TYPES = [v for v in vars(scalar_types).values() if isinstance(v, ScalarType) and v.size_bits <= 8]
