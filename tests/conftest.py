@@ -10,6 +10,9 @@ import pytest
 
 # One process of several may run on one GPU, and torch shares it.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# An interpreted kernel blocks a thread of XLA's CPU pool for each of its warpgroups; the pool's
+# size is read from here when JAX starts, and one of 2 cores would deadlock.
+os.environ.setdefault("NPROC", "32")
 
 
 def _why_no_hopper() -> str | None:

@@ -206,11 +206,11 @@ class _Block:
         self.num_tiles = lax.div(jnp.int32(total - 1) - self.cluster, jnp.int32(clusters)) + 1
         if total == clusters:
             self.num_tiles = 1
-        self.k_start = self.rank_k * plan.split_steps
-        self.k_steps = plan.split_steps
-        if plan.k_steps % c.split_k:
-            left = jnp.int32(plan.k_steps) - self.k_start
-            self.k_steps = lax.min(left, jnp.int32(plan.split_steps))
+        least, more = divmod(plan.k_steps, c.split_k)  # the first `more` blocks take one step more
+        self.k_start = self.rank_k * least + lax.min(self.rank_k, jnp.int32(more))
+        self.k_steps = least
+        if more:
+            self.k_steps = least + (self.rank_k < more).astype(jnp.int32)
 
     def tile(self, i):
         """First row of x and first row of w of this block's i-th tile."""

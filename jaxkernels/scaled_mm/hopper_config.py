@@ -91,7 +91,7 @@ class Plan:
 
     @property
     def split_steps(self) -> int:
-        """Stages of K of one block of a split (the last may have fewer)."""
+        """Most stages of K that a block of a split has."""
         return ceil_div(self.k_steps, self.config.split_k)
 
     @property
@@ -226,7 +226,7 @@ class Plan:
                 "multicast slices of whole swizzle groups",
             ),
             (
-                (c.split_k - 1) * self.split_steps < self.k_steps,
+                c.split_k <= self.k_steps,
                 f"{self.k_steps} steps of K leave a block of {c.split_k} without work",
             ),
             (
