@@ -16,10 +16,15 @@ The rules, each with a test:
 """
 
 import functools
+import queue
+import threading
+import weakref
 
 import jax
 import jax.numpy as jnp
 import torch
+
+from jaxkernels.mosaic import interop
 
 __all__ = ["to_jax", "to_torch", "wrap"]
 
@@ -69,24 +74,61 @@ def to_jax(tensor: torch.Tensor, *, copy: bool | None = None) -> jax.Array:
                 "dense memory, so JAX needs a copy, and copy=False forbids it"
             )
         tensor = tensor.resolve_conj().resolve_neg().contiguous()
+    array = _share(tensor, copy)
+    if tensor.is_cuda:
+        weakref.finalize(array, _retired.put, (array.device, tensor))
+        _start_reaper()
+    return array
+
+
+def _share(tensor: torch.Tensor, copy: bool | None = None) -> jax.Array:
+    """The array of a compact tensor, which the caller keeps alive until JAX has read it."""
+    device = jax_device(tensor.device)
+    stream = None
+    if tensor.is_cuda:
+        stream = torch._C._cuda_getCurrentRawStream(tensor.device.index) or _LEGACY_STREAM
     try:
-        return jax.dlpack.from_dlpack(tensor, copy=False if copy is False else None)
-    except ValueError as e:
+        capsule = torch.utils.dlpack.to_dlpack(tensor)
+        array = interop.from_capsule(capsule, device, stream, False if copy is False else None)
+        if array is None:
+            array = jax.dlpack.from_dlpack(tensor, copy=False if copy is False else None)
+        return array
+    except (RuntimeError, ValueError) as e:
         if "aligned" not in str(e):
             raise
         raise ValueError(
             f"tensor: its first element, at storage offset {tensor.storage_offset()}, is not "
             "aligned as JAX needs, so it needs a copy, and copy=False forbids it"
         ) from None
-    except BufferError as e:
-        raise TypeError(f"tensor: {tensor.dtype} does not cross DLPack: {e}") from None
-    except RuntimeError as e:
-        if tensor.is_cuda and "backend" in str(e).lower():
-            raise ValueError(
-                f"tensor: it is on {tensor.device} and JAX has no CUDA backend here ({e}); install "
-                "jax[cuda13], and do not set JAX_PLATFORMS=cpu"
-            ) from None
-        raise
+
+
+_LEGACY_STREAM = 1
+
+# When an array over a tensor's memory goes, JAX may still be about to read it: its computations run
+# behind the host, and JAX gives the memory back at once. So the tensor is kept, and one thread lets
+# go of it when everything that JAX had been given by then is done.
+_retired: queue.SimpleQueue = queue.SimpleQueue()  # its put may be called from a finalizer
+
+
+@functools.cache
+def _start_reaper() -> None:
+    threading.Thread(target=_reap, name="torch_bridge-reaper", daemon=True).start()
+
+
+def _reap() -> None:
+    tick = jax.jit(lambda x: x + 1)
+    while True:
+        device, tensor = _retired.get()
+        tensors = [tensor]
+        while not _retired.empty():
+            more_device, tensor = _retired.get()
+            if more_device != device:
+                _retired.put((more_device, tensor))
+                break
+            tensors.append(tensor)
+        # A device runs what it is given in order, so this is done when all before it is.
+        jax.block_until_ready(tick(jax.device_put(0, device)))
+        del tensors, tensor
 
 
 def _is_compact(tensor: torch.Tensor) -> bool:
@@ -196,7 +238,7 @@ class _Wrapped:
         device = _one_device(tensors)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return self._differentiable(leaves, treedef, device)
-        arrays = [to_jax(v.detach()) if isinstance(v, torch.Tensor) else v for v in leaves]
+        arrays = [_passing(v) if isinstance(v, torch.Tensor) else v for v in leaves]
         with _on(device):
             args, kwargs = jax.tree.unflatten(treedef, arrays)
             return jax.tree.map(to_torch, self.forward(args, kwargs))
@@ -205,14 +247,14 @@ class _Wrapped:
         needs = [isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves]
         positions = tuple(i for i, need in enumerate(needs) if need)
         fixed = [
-            to_jax(v) if isinstance(v, torch.Tensor) else v
+            _passing(v) if isinstance(v, torch.Tensor) else v
             for v, need in zip(leaves, needs, strict=True)
             if not need
         ]
         result = {}  # filled by forward: torch wants the outputs themselves as its return value
 
         def forward(*differentiable):
-            arrays = [to_jax(t.detach()) for t in differentiable]
+            arrays = [_passing(t) for t in differentiable]
             with _on(device):
                 floats, rest, static, pullback = self.with_vjp(treedef, positions, arrays, fixed)
             result.update(rest=rest, static=static.value)
@@ -220,7 +262,7 @@ class _Wrapped:
 
         def backward(pullback, gradients):
             with _on(device):
-                return [to_torch(g) for g in self.pull(pullback, [to_jax(g) for g in gradients])]
+                return [to_torch(g) for g in self.pull(pullback, [_passing(g) for g in gradients])]
 
         floats = _Vjp.apply(forward, backward, *(leaves[i] for i in positions))
         tree, smooth = result["static"]
@@ -228,6 +270,15 @@ class _Wrapped:
         return jax.tree.unflatten(
             tree, [next(floats) if is_smooth else to_torch(next(rest)) for is_smooth in smooth]
         )
+
+
+def _passing(tensor: torch.Tensor) -> jax.Array:
+    """`to_jax` for a call whose results torch's stream awaits: that orders the memory's reuse."""
+    tensor = tensor.detach()
+    checked = tensor.dtype not in _64_BIT and not tensor.is_complex() and tensor.is_contiguous()
+    if checked and tensor.device.type in ("cpu", "cuda"):
+        return _share(tensor)
+    return to_jax(tensor)
 
 
 @jax.tree_util.register_static

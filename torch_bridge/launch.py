@@ -18,6 +18,7 @@ import ctypes
 import os
 import threading
 import warnings
+from collections.abc import Callable
 
 import jax
 import torch
@@ -152,8 +153,8 @@ class LaunchableKernel:
 
     `kernel(*tensors)` takes the leaves of the arguments it was compiled for, in order (or the
     arguments themselves, if they are more or fewer), and returns the JAX function's outputs as new
-    torch tensors. `out=` (a tuple, one tensor an output) writes
-    into given tensors instead. Thread safe; one object serves every device of one kind.
+    torch tensors. `out=` (a tensor, or a tuple of one an output) writes into given tensors instead.
+    Thread safe; one object serves every device of one kind.
 
     Raises:
       ValueError: a tensor has another shape, dtype or device than compiled for, is not contiguous,
@@ -165,72 +166,47 @@ class LaunchableKernel:
         self._specs = tuple(
             (torch_dtype(dtype), _torch_shape(shape, dtype)) for shape, dtype in program.arguments
         )
-        self._num_buffers = len(program.buffers)
-        self._outputs = tuple(
-            (o.buffer, torch_dtype(o.dtype), _torch_shape(o.shape, o.dtype))
-            for o in program.outputs
-        )
-        # What an output is allocated as: its own shape and dtype, so that most need no view.
-        as_output = {index: (dtype, shape) for index, dtype, shape in reversed(self._outputs)}
-        self._results, self._filled = [], []
-        for i, b in enumerate(program.buffers):
-            own = (torch_dtype(b.dtype), _torch_shape(b.shape, b.dtype))
-            if b.kind == "result":
-                self._results.append((i, *as_output.get(i, own)))
-            elif b.kind == "filled":
-                self._filled.append((i, *own, b.fill))
-        self._single = jax.tree.structure(0) == program.out_tree
-        self._flat_tuple = jax.tree.structure((0,) * len(self._outputs)) == program.out_tree
-        self._devices: dict[int, tuple] = {}
+        self._loaded: dict[int, list] = {}
+        self._calls: dict[tuple, Callable] = {}
 
     @property
     def num_launches(self) -> int:
         """Kernels that one call launches, fills of scratch memory included."""
-        return len(self.program.kernels) + len(self._filled)
+        filled = sum(b.kind == "filled" for b in self.program.buffers)
+        return len(self.program.kernels) + filled
 
     def __repr__(self):
         args = ", ".join(f"{d}{list(s)}" for s, d in self.program.arguments)
         outs = ", ".join(f"{o.dtype}{list(o.shape)}" for o in self.program.outputs)
         return f"LaunchableKernel({args} -> {outs}; {len(self.program.kernels)} kernels)"
 
-    def prepare(self, index: int):
-        """Compiles and loads for a device, so that later calls there only launch."""
-        device, kernels = torch.device("cuda", index), []
-        for call in self.program.kernels:
-            function, host = _load(call, index)
-            array = ctypes.c_void_p * len(call.buffers)
-            kernels.append((host, function, array, call.buffers))
-        constants = []
-        for i, b in enumerate(self.program.buffers):
-            if b.kind == "constant" and any(i in k.buffers for k in self.program.kernels):
-                shape, dtype = _torch_shape(b.shape, b.dtype), torch_dtype(b.dtype)
-                constants.append((i, torch.full(shape, b.fill, dtype=dtype, device=device)))
-        self._devices[index] = (device, tuple(kernels), tuple(constants))
-        return self._devices[index]
-
     def __call__(self, *tensors, out=None):
-        specs = self._specs
-        if len(tensors) != len(specs):
+        if len(tensors) != len(self._specs):
             tensors = self._flatten(tensors)
         index = tensors[0].get_device()
-        pointers = [0] * self._num_buffers
-        aligned = 0
-        for i, (tensor, (dtype, shape)) in enumerate(zip(tensors, specs, strict=True)):
-            if (
-                tensor.dtype is not dtype
-                or tensor.shape != shape
-                or tensor.get_device() != index
-                or not tensor.is_contiguous()
-            ):
-                self._refuse(i, tensor, index)
-            pointers[i] = pointer = tensor.data_ptr()
-            aligned |= pointer
-        if index < 0 or aligned & 15:
-            self._refuse_all(tensors)
-        if torch._C._cuda_getDevice() != index:
-            with torch.cuda.device(index):
-                return self._launch(index, tensors, pointers, out)
-        return self._launch(index, tensors, pointers, out)
+        if out is not None:
+            return self.on(index, "into")(self._take_outputs(out, index), *tensors)
+        call = self._calls.get((index, "checked")) or self.on(index)
+        return call(*tensors)
+
+    def on(self, index: int, how: str = "checked") -> Callable:
+        """The call for one CUDA device, compiled and loaded.
+
+        `how` is "checked"; or "trusted", for a caller that vouches for every argument but the
+        first's alignment; or "into", whose first argument is a tuple of outputs.
+        """
+        call = self._calls.get((index, how))
+        if call is None:
+            if index < 0:
+                raise ValueError("argument 0: these kernels run on a CUDA device, got a CPU tensor")
+            if index not in self._loaded:
+                self._loaded[index] = [_load(k, index) for k in self.program.kernels]
+            call = self._calls[index, how] = _generate(self, index, how)
+        return call
+
+    def prepare(self, index: int) -> None:
+        """Compiles and loads for a device, so that later calls there only launch."""
+        self.on(index)
 
     def _flatten(self, arguments):
         """The leaves of pytrees, None among them dropped as JAX does."""
@@ -239,74 +215,42 @@ class LaunchableKernel:
             raise ValueError(f"expected {len(self._specs)} tensors, got {len(leaves)}")
         return leaves
 
-    def _launch(self, index, tensors, pointers, out):
-        if index not in _thread.__dict__.get("ready", ()):
-            _enter_context(index)
-        device, kernels, constants = self._devices.get(index) or self.prepare(index)
-        memory = {}
-        if out is not None:
-            self._take_outputs(out, index, memory)
-        for i, dtype, shape in self._results:
-            tensor = memory.get(i)
-            if tensor is None:
-                memory[i] = tensor = torch.empty(shape, dtype=dtype, device=device)
-            pointers[i] = tensor.data_ptr()
-        for i, dtype, shape, fill in self._filled:
-            memory[i] = tensor = torch.full(shape, fill, dtype=dtype, device=device)
-            pointers[i] = tensor.data_ptr()
-        for i, tensor in constants:
-            pointers[i] = tensor.data_ptr()
-        stream = torch._C._cuda_getCurrentRawStream(index)
-        for host, function, array, used in kernels:
-            host(function, stream, array(*[pointers[i] for i in used]))
-        outputs = []
-        for i, dtype, shape in self._outputs:
-            tensor = memory[i] if i in memory else tensors[i]
-            if tensor.shape != shape or tensor.dtype is not dtype:
-                tensor = tensor.view(-1).view(dtype).view(shape)
-            outputs.append(tensor)
-        if self._single:
-            return outputs[0]
-        if self._flat_tuple:
-            return tuple(outputs)
-        return jax.tree.unflatten(self.program.out_tree, outputs)
-
-    def _take_outputs(self, out, index, memory):
+    def _take_outputs(self, out, index):
         given = (out,) if isinstance(out, torch.Tensor) else tuple(out)
-        if len(given) != len(self._outputs):
-            raise ValueError(f"out: expected {len(self._outputs)} tensors, got {len(given)}")
-        for position, (tensor, (i, dtype, shape)) in enumerate(
-            zip(given, self._outputs, strict=True)
-        ):
-            buffer = self.program.buffers[i]
-            if buffer.kind != "result":
-                raise ValueError(f"out: output {position} is not written by a kernel")
+        outputs = self.program.outputs
+        if len(given) != len(outputs):
+            raise ValueError(f"out: expected {len(outputs)} tensors, got {len(given)}")
+        if len({o.buffer for o in outputs}) != len(outputs):
+            raise ValueError("out: this function returns one buffer twice; call it without out")
+        for i, (tensor, o) in enumerate(zip(given, outputs, strict=True)):
+            if self.program.buffers[o.buffer].kind != "result":
+                raise ValueError(f"out: output {i} is not written by a kernel")
+            dtype, shape = torch_dtype(o.dtype), _torch_shape(o.shape, o.dtype)
             if (
                 tensor.dtype is not dtype
                 or tensor.shape != shape
                 or tensor.get_device() != index
                 or not tensor.is_contiguous()
-                or tensor.data_ptr() & 15
+                or tensor.data_ptr() % mosaic_compile.POINTER_ALIGNMENT
             ):
                 raise ValueError(
-                    f"out: output {position} must be a contiguous, 16-byte aligned {dtype} tensor "
-                    f"of shape {shape} on cuda:{index}, got {_describe(tensor)}"
+                    f"out: output {i} must be a contiguous, 16-byte aligned {dtype} tensor of "
+                    f"shape {shape} on cuda:{index}, got {_describe(tensor)}"
                 )
-            memory[i] = tensor
+        return given
 
-    def _refuse(self, i, tensor, index):
-        dtype, shape = self._specs[i]
-        where = f"cuda:{index}" if index >= 0 else "a CUDA device"
-        raise ValueError(
-            f"argument {i}: expected a contiguous {dtype} tensor of shape {shape} on {where}, "
-            f"got {_describe(tensor)}"
-        )
-
-    def _refuse_all(self, tensors):
-        for i, tensor in enumerate(tensors):
-            if not tensor.is_cuda:
+    def _refuse(self, index, *tensors):
+        """Raises for the first argument that is not what the kernels were compiled for."""
+        for i, (tensor, (dtype, shape)) in enumerate(zip(tensors, self._specs, strict=True)):
+            if (
+                tensor.dtype is not dtype
+                or tensor.shape != shape
+                or tensor.get_device() != index
+                or not tensor.is_contiguous()
+            ):
                 raise ValueError(
-                    f"argument {i}: these kernels run on a CUDA device, got {_describe(tensor)}"
+                    f"argument {i}: expected a contiguous {dtype} tensor of shape {shape} on "
+                    f"cuda:{index}, got {_describe(tensor)}"
                 )
             if tensor.data_ptr() % mosaic_compile.POINTER_ALIGNMENT:
                 raise ValueError(
@@ -321,3 +265,116 @@ def _describe(tensor) -> str:
     return f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}{layout}"
 
 
+# What torch.compile's own generated code allocates with: a third of torch.empty's host time.
+_empty_strided = getattr(
+    getattr(torch._C._dynamo, "guards", None), "_empty_strided_cuda", None
+) or (lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device="cuda"))
+
+
+def _strides(shape) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def _generate(kernel: LaunchableKernel, index: int, how: str) -> Callable:
+    """The Python function of one call, straight-line: host time is most of a small kernel's cost.
+
+    For one kernel of two arguments and one result it reads
+
+        def call(a0, a1):
+            p0 = a0.data_ptr()
+            p1 = a1.data_ptr()
+            if (p0 | p1) & 15 or a0.dtype is not d0 or ...: refuse(index, a0, a1)
+            if current_device() != index: return elsewhere(a0, a1)
+            if index not in ready(): enter(index)
+            t2 = empty(shape2, strides2, dtype2)
+            h0(f0, stream(index), A3(p0, p1, t2.data_ptr()))
+            return t2
+    """
+    program = kernel.program
+    names = {
+        "index": index,
+        "refuse": kernel._refuse,
+        "current_device": torch._C._cuda_getDevice,
+        "stream": torch._C._cuda_getCurrentRawStream,
+        "enter": _enter_context,
+        "local": _thread,
+        "empty": _empty_strided,
+        "full": torch.full,
+        "device": torch.device("cuda", index),
+        "unflatten": lambda outputs: jax.tree.unflatten(program.out_tree, outputs),
+    }
+    count = len(program.arguments)
+    arguments = [f"a{i}" for i in range(count)]
+    signature = ", ".join((["outs"] if how == "into" else []) + arguments)
+    lines = [f"p{i} = a{i}.data_ptr()" for i in range(count)]
+    wrong = [f"({' | '.join(f'p{i}' for i in range(count))}) & 15"]
+    if how != "trusted":
+        for i, (dtype, shape) in enumerate(kernel._specs):
+            names |= {f"d{i}": dtype, f"s{i}": shape}
+            wrong += [
+                f"a{i}.dtype is not d{i}",
+                f"a{i}.shape != s{i}",
+                f"a{i}.get_device() != index",
+                f"not a{i}.is_contiguous()",
+            ]
+    lines.append(f"if {' or '.join(wrong)}: refuse(index, {', '.join(arguments)})")
+    lines.append(f"if current_device() != index: return elsewhere({signature})")
+    lines.append("if index not in local.__dict__.get('ready', ()): enter(index)")
+    given = {o.buffer: i for i, o in enumerate(program.outputs)} if how == "into" else {}
+    as_output = {o.buffer: o for o in reversed(program.outputs)}
+    held = {}  # buffer -> the shape and dtype its tensor has
+    used = {i for k in program.kernels for i in k.buffers} | set(as_output)
+    for i, b in enumerate(program.buffers):
+        what = as_output.get(i, b)
+        dtype, shape = torch_dtype(what.dtype), _torch_shape(what.shape, what.dtype)
+        if b.kind == "argument":
+            held[i] = (kernel._specs[i][1], kernel._specs[i][0])
+            continue
+        if i not in used:
+            continue
+        held[i] = (shape, dtype)
+        names |= {f"d{i}_": dtype, f"s{i}_": shape, f"z{i}_": _strides(shape)}
+        if b.kind == "constant":
+            names[f"t{i}"] = torch.full(shape, b.fill, dtype=dtype, device=names["device"])
+        elif b.kind == "filled":
+            own = (torch_dtype(b.dtype), _torch_shape(b.shape, b.dtype))
+            names |= {f"d{i}_": own[0], f"s{i}_": own[1], f"v{i}": b.fill}
+            held[i] = (own[1], own[0])
+            lines.append(f"t{i} = full(s{i}_, v{i}, dtype=d{i}_, device=device)")
+        elif i in given:
+            lines.append(f"t{i} = outs[{given[i]}]")
+        else:
+            lines.append(f"t{i} = empty(s{i}_, z{i}_, d{i}_)")
+    lines.append("where = stream(index)")
+    for j, (call, (function, host)) in enumerate(
+        zip(program.kernels, kernel._loaded[index], strict=True)
+    ):
+        names |= {f"f{j}": function, f"h{j}": host, f"A{j}": ctypes.c_void_p * len(call.buffers)}
+        pointers = (f"p{i}" if i < count else f"t{i}.data_ptr()" for i in call.buffers)
+        lines.append(f"h{j}(f{j}, where, A{j}({', '.join(pointers)}))")
+    results = []
+    for j, o in enumerate(program.outputs):
+        shape, dtype = _torch_shape(o.shape, o.dtype), torch_dtype(o.dtype)
+        name = f"a{o.buffer}" if o.buffer < count else f"t{o.buffer}"
+        if held[o.buffer] != (shape, dtype):
+            names |= {f"o{j}s": shape, f"o{j}d": dtype}
+            name = f"{name}.view(-1).view(o{j}d).view(o{j}s)"
+        results.append(name)
+    if program.out_tree == jax.tree.structure(0):
+        lines.append(f"return {results[0]}")
+    elif program.out_tree == jax.tree.structure((0,) * len(results)):
+        lines.append(f"return ({', '.join(results)},)")
+    else:
+        lines.append(f"return unflatten([{', '.join(results)}])")
+
+    def elsewhere(*everything):
+        with torch.cuda.device(index):
+            return names["call"](*everything)
+
+    names["elsewhere"] = elsewhere
+    exec(f"def call({signature}):\n" + "".join(f"    {line}\n" for line in lines), names)
+    return names["call"]

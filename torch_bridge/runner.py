@@ -26,7 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from jaxkernels import mixed_mm, quantize_fp8, quantize_fp8_group, quantize_int8, scaled_mm
 from jaxkernels.quantized import QuantizedTensor
 from torch_bridge import launch
-from torch_bridge.dlpack import jax_device, to_jax, to_torch
+from torch_bridge.dlpack import _passing, jax_device, to_jax, to_torch
 
 # At most a third of a padded batch is padding, and M up to 8192 needs 23 variants.
 BUCKETS = (
@@ -148,6 +148,10 @@ class Runner:
         rows = _BUCKET_OF[m] if m <= _LARGEST else bucket(m)
         key = (rows, x.dtype, x.device, bias is None or bias.dtype)
         variant = self._variants.get(key) or self._compile(key)
+        if x.data_ptr() & 15:  # a view into the middle of something
+            x = x.clone()
+        if bias is not None and bias.data_ptr() & 15:
+            bias = bias.clone()
         if rows != m:
             padded = x.new_zeros((rows, self.k))
             padded[:m] = x
@@ -157,7 +161,11 @@ class Runner:
 
     def variants(self) -> list[tuple]:
         """(rows, dtype, device, route) of everything compiled so far."""
-        return [(*key[:3], type(v).__name__) for key, v in sorted(self._variants.items(), key=str)]
+        found = [
+            (*key[:3], "jax" if isinstance(variant, _Jitted) else "direct")
+            for key, variant in self._variants.items()
+        ]
+        return sorted(found, key=str)
 
     def warmup(self, max_m: int, dtype: torch.dtype, device: torch.device, bias_dtype=None) -> int:
         """Compiles every variant that serves 1 to max_m rows; returns how many there are.
@@ -199,7 +207,9 @@ class Runner:
 
         if device.type == "cuda" and launch.direct_route().ok:
             try:
-                return launch.compile_kernel(function, *structs, device=device)
+                kernel = launch.compile_kernel(function, *structs, device=device)
+                # The layer vouches for its own tensors, and the key for x.
+                return kernel.on(device.index, "trusted")
             except launch.NotDirect as e:
                 _warn_not_direct(self.scheme, str(e))
         elif device.type == "cuda":
@@ -254,4 +264,4 @@ class _Jitted:
                 "warning at its first call says why it has no direct launch"
             )
         with jax.default_device(self._device):
-            return to_torch(self._function(to_jax(x.detach()), *map(_view, leaves)))
+            return to_torch(self._function(_passing(x), *map(_view, leaves)))

@@ -22,6 +22,7 @@ import threading
 
 import jax
 import numpy as np
+from jax._src.interpreters.mlir import make_ir_context
 from jax._src.lib.mlir import ir, passmanager
 
 from jaxkernels.problem import Support
@@ -56,7 +57,7 @@ class Buffer:
     "argument"  the caller's tensor number `argument`
     "result"    allocated for each call (an output, or a value between two kernels)
     "constant"  filled with `fill` once and only read
-    "filled"    filled with `fill` for each call, because a kernel writes into it
+    "filled"    filled with `fill` for each call, because a kernel or the caller may write into it
     """
 
     kind: str
@@ -143,7 +144,7 @@ def _read(block, out_tree) -> Program:
     for op in block.operations:
         name = op.operation.name
         if name in ("func.return", "sdy.return"):
-            outputs = tuple(Output(where[v], *_type(v)) for v in op.operands)
+            outputs = tuple(Output(_own(buffers, where[v]), *_type(v)) for v in op.operands)
         elif name in ("stablehlo.reshape", "stablehlo.bitcast_convert"):
             where[op.result] = where[op.operands[0]]
         elif name == "stablehlo.optimization_barrier":
@@ -176,9 +177,15 @@ def _splat(op):
     dense = ir.DenseElementsAttr(value)
     if not dense.is_splat:
         raise NotDirect("a constant that is not one repeated number has to be an argument")
-    element = dense.get_splat_value()
-    kind = ir.IntegerAttr if ir.IntegerAttr.isinstance(element) else ir.FloatAttr
-    return kind(element).value
+    return dense.get_splat_value().value
+
+
+def _own(buffers, index: int) -> int:
+    """The buffer itself, or for a constant a copy of its own: someone may write into it."""
+    if buffers[index].kind != "constant":
+        return index
+    buffers.append(dataclasses.replace(buffers[index], kind="filled"))
+    return len(buffers) - 1
 
 
 def _read_kernel(op, buffers, kernels, where, new):
@@ -202,14 +209,25 @@ def _read_kernel(op, buffers, kernels, where, new):
         source = buffers[operands[aliases[i]]]
         if source.kind == "argument":
             raise NotDirect("a kernel writes into an argument; it would change the caller's tensor")
-        if source.kind == "constant":  # each writer gets a copy of its own
-            buffers.append(dataclasses.replace(source, kind="filled"))
-            operands[aliases[i]] = len(buffers) - 1
+        if source.kind == "constant":
+            operands[aliases[i]] = _own(buffers, operands[aliases[i]])
         elif len(list(op.operands[aliases[i]].uses)) > 1:
             raise NotDirect("a kernel overwrites a value that is used again")
         where[result] = operands[aliases[i]]
     used = (*operands, *(where[v] for v in op.results))
-    kernels.append(KernelCall(hashlib.sha256(module).hexdigest(), module, used))
+    kernels.append(KernelCall(_key(module), module, used))
+
+
+def _key(module: bytes) -> str:
+    """The same for modules that differ in where they were traced and how they were numbered."""
+    context = make_ir_context()
+    context.allow_unregistered_dialects = True
+    with context:
+        parsed = ir.Module.parse(module)
+        if "mosaic_gpu.dump_basename" in parsed.operation.attributes:
+            del parsed.operation.attributes["mosaic_gpu.dump_basename"]
+        text = parsed.operation.get_asm(enable_debug_info=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class KernelLibrary:

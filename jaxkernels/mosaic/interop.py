@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""DLPack into JAX, without what `jax.dlpack.from_dlpack` does around it.
+
+The public function asks the producer to make a stream of JAX's wait, then makes JAX wait for that
+stream, and canonicalizes a dtype that needs none: twice the host time. Here JAX waits for the
+producer's stream itself. Where the private entry point is missing, the public one serves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+try:
+    from jax._src.lib import _jax
+
+    _import = _jax.dlpack_managed_tensor_to_buffer
+except (ImportError, AttributeError):
+    _import = None
+
+_DL_CPU, _DL_CUDA = 1, 2
+
+
+def from_capsule(
+    capsule: Any, device: jax.Device, stream: int | None, copy: bool | None
+) -> jax.Array | None:
+    """An array of a DLPack capsule's memory, or None where only the public function can make it.
+
+    Args:
+      capsule: a fresh, unversioned capsule; nobody has waited for its data yet.
+      device: where the memory is.
+      stream: the CUDA stream whose work so far writes the memory (1 is the legacy default); None
+        on a CPU.
+      copy: None copies if the memory is not aligned as JAX needs, False raises instead.
+
+    Raises:
+      jax.errors.JaxRuntimeError: the memory or its layout cannot be used.
+    """
+    if _import is None:
+        return None
+    return _import(capsule, device, stream, copy, _DL_CPU if stream is None else _DL_CUDA)
