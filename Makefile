@@ -24,7 +24,7 @@ PY := $(if $(strip $(VENV)),$(VENV)/bin/python,$(or $(PYTHON),python3))
 WORKERS ?= 2
 XDIST = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo "-n $(WORKERS) --dist loadfile")
 
-.PHONY: demo test gpu-test bench lint clean setup
+.PHONY: demo test gpu-test bench lint readme clean setup
 .DEFAULT_GOAL := test
 
 setup:
@@ -45,6 +45,11 @@ bench: setup
 
 lint: setup
 	$(PY) -m ruff check .
+
+# README's generated parts: the support matrix, an explanation, the measurements.
+readme: setup
+	$(PY) tools/readme.py
+	$(PY) -m benchmarks --readme
 
 clean:
 	rm -rf .venv out build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
