@@ -293,10 +293,9 @@ def short_name(kernel: type | None) -> str:
 
 
 def bare_reason(rejection: Rejection) -> str:
-    """A rejection's reason without the class's name in front."""
-    text = rejection.reason.strip()
-    name = rejection.kernel.__name__
-    return text.removeprefix(name).lstrip(": ") if text.startswith(name) else text
+    """A rejection's reason without the class's name and what joins the two."""
+    text = rejection.reason.strip().removeprefix(rejection.kernel.__name__).lstrip(": ")
+    return text.removeprefix("cannot implement due to: ")
 
 
 def describe(kind: str, config: Any) -> str:

@@ -86,7 +86,7 @@ SCHEMES: dict[str, Scheme] = {
             _fp8(kFp8StaticTensorSym, kFp8StaticTensorSym),
         ),
         Scheme(
-            "w8a8-fp8-block",
+            "fp8-block",
             "fp8_block",
             "fp8, 1x128 by 128x128",
             _fp8(kFp8Static128BlockSym, kFp8Dynamic128Sym),

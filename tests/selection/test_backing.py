@@ -7,6 +7,7 @@ in interpret mode with race detection. Whether those kernels are right at every 
 where they are; here it is that the class leads to them.
 """
 
+import contextlib
 import functools
 import os
 from unittest import mock
@@ -54,9 +55,9 @@ def layers(kind):
     return found
 
 
-def reach(kind, kernel):
+def reach(kind, kernel, platforms=PLATFORMS):
     """A (config, platform) that a class serves, whatever comes before it in the list."""
-    for platform in PLATFORMS:
+    for platform in platforms:
         capability = platform.get_device_capability()
         number = None if capability is None else capability.to_int()
         with using(platform):
@@ -76,6 +77,11 @@ LISTED = sorted(
     {(kind, kernel) for kind, lists in LISTS.items() for ks in lists.values() for kernel in ks},
     key=lambda pair: (pair[0], pair[1].__name__),
 )
+
+
+def id_of(value):
+    """A class's name in a test's id."""
+    return getattr(value, "__name__", value)
 
 
 def close(got, expected, tolerance):
@@ -157,18 +163,28 @@ def run_scaled(problem, implementation):
     )
 
 
+def compare(problem, implementations, within=contextlib.nullcontext):
+    """What the implementations give, inside a context, against the reference outside of it."""
+    if isinstance(problem, ScaledMMProblem):
+        with within():
+            got = run_scaled(problem, implementations)
+        expected = run_scaled(problem, "reference")
+    else:
+        with within():
+            got = run_mixed(problem, implementations, problem.layout)
+        expected = run_mixed(problem, "reference")
+    # Two roundings of 8 bits of mantissa at the most, for bfloat16.
+    close(got, expected, 0.02)
+
+
 @functools.cache
 def runs_like_the_reference(problem, implementations):
     """Cached: many classes lead to the same problem."""
-    run = run_scaled if isinstance(problem, ScaledMMProblem) else run_mixed
-    # Two roundings of 8 bits of mantissa at the most, for bfloat16.
-    close(run(problem, implementations), run(problem, "reference"), 0.02)
+    compare(problem, implementations)
     return True
 
 
-@pytest.mark.parametrize(
-    ("kind", "kernel"), LISTED, ids=lambda value: getattr(value, "__name__", value)
-)
+@pytest.mark.parametrize(("kind", "kernel"), LISTED, ids=id_of)
 def test_the_class_is_reachable_and_its_backing_runs(kind, kernel):
     with mock.patch.dict(os.environ, ENVIRONMENT):
         found = reach(kind, kernel)
@@ -187,7 +203,7 @@ def test_the_class_is_reachable_and_its_backing_runs(kind, kernel):
     [
         ("w8a8-int8", selection.CutlassInt8ScaledMMLinearKernel),
         ("w8a8-fp8", selection.CutlassFP8ScaledMMLinearKernel),
-        ("w8a8-fp8-block", selection.FlashInferFp8DeepGEMMDynamicBlockScaledKernel),
+        ("fp8-block", selection.FlashInferFp8DeepGEMMDynamicBlockScaledKernel),
         ("w4a16-g128", selection.MacheteLinearKernel),
         ("w8a16", selection.MacheteLinearKernel),
     ],
@@ -199,11 +215,22 @@ def test_the_hopper_kernel_of_the_class_runs_interpreted(scheme, expected):
     found = choice.resolved(M, N, K)
     assert found.name == "hopper" and found.rejected == ()
     assert choice.kernel.available_implementations()[0] == "hopper"
-    if isinstance(found.problem, ScaledMMProblem):
-        with interpreted():
-            got = run_scaled(found.problem, "hopper")
-        close(got, run_scaled(found.problem, "reference"), 0.02)
-    else:
-        with interpreted():
-            got = run_mixed(found.problem, "hopper", found.problem.layout)
-        close(got, run_mixed(found.problem, "reference"), 0.02)
+    compare(found.problem, "hopper", interpreted)
+
+
+@pytest.mark.gpu
+def test_the_live_gpu_is_an_h200_class_device():
+    platform = selection.current_platform
+    assert platform.is_cuda() and platform.is_device_capability(90)
+    assert platform.device.is_hopper and platform.device.num_sms > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("kind", "kernel"), LISTED, ids=id_of)
+def test_the_backing_runs_on_the_live_gpu(kind, kernel):
+    found = reach(kind, kernel, [selection.current_platform])
+    if found is None:
+        pytest.skip("the class is not for this device")
+    problem = problem_for(kernel, found[0], M, N, K)
+    resolved = resolve(kernel.backing, problem, selection.current_platform.device)
+    assert runs_like_the_reference(resolved.problem, resolved.name)

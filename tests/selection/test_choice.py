@@ -17,6 +17,7 @@ from selection import (
 )
 from selection.choice import describe, short_name
 from selection.problems import inexpressible, problem_for
+from selection.recipes import RECIPES
 
 INT8 = Int8ScaledMMLinearLayerConfig(False, True, True)
 
@@ -164,6 +165,13 @@ def test_layers_in_words(kind, config, text):
 )
 def test_short_names(kernel, name):
     assert short_name(kernel) == name
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_recipe_is_the_scheme_of_its_name(name):
+    recipe, scheme = RECIPES[name], selection.scheme(name)
+    assert recipe.family == scheme.kind
+    assert recipe.config(512, 256, "bfloat16") == scheme.config(256, 512)
 
 
 # -- from config to problem -----------------------------------------------------------------------
