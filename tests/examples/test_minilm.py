@@ -9,6 +9,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from absl import app
@@ -16,7 +17,9 @@ from rich.console import Console
 
 import minilm
 import minilm_corpus
+import minilm_jax
 from jaxkernels import scalar_types
+from jaxkernels.mosaic.device import abstract_mesh
 from selection.recipes import RECIPES, Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,6 +109,21 @@ def test_a_recipe_that_cannot_run_says_why(folder, monkeypatch):
     with console.capture() as shown:
         console.print(minilm.table([result]))
     assert shown.get().count("cannot run here") == 2
+
+
+@pytest.mark.parametrize("recipe", minilm.SHOWN)
+def test_jax_side_lowers_to_hopper_kernels(folder, recipe):
+    """What the same command runs on an H200, lowered without one."""
+    layers = [f"encoder.layer.{i}.{name}" for i in range(6) for name in minilm_jax.LINEAR_NAMES]
+    static_scales = dict.fromkeys(layers, (0.05, 3))
+    tokens = jax.ShapeDtypeStruct((4, 32), np.int32)
+    with jax.sharding.use_abstract_mesh(abstract_mesh("NVIDIA H200")):
+        encoder = minilm_jax.Encoder(folder, recipe, static_scales, 128, "float64")
+        with jax.enable_x64(True):
+            traced = jax.jit(minilm_jax.encode).trace(encoder.params, tokens, tokens)
+            lowered = traced.lower(lowering_platforms=("cuda",))
+    assert encoder.kernel.endswith(": hopper")
+    assert "mosaic_gpu" in lowered.as_text()
 
 
 def test_command_prints_json_and_draws_the_picture(folder, tmp_path):
