@@ -15,6 +15,7 @@ from selection import choose_kernel, platform_for
 from selection.choice import Choice
 from selection.recipes import Recipe, get_recipe, static_int8_scale
 from torch_bridge import autograd
+from torch_bridge import ops as _ops  # noqa: F401  (defines torch.ops.jaxkernels)
 from torch_bridge.dlpack import jax_device, to_jax, to_torch
 from torch_bridge.layouts import best_layout, to_layout
 from torch_bridge.runner import Operands, Runner, Scheme, runner_for
@@ -58,6 +59,7 @@ class QuantLinear(nn.Module):
         self.recipe = recipe
         self.dtype = dtype
         self._layout = weight.layout
+        self._weight_type = str(weight.scalar_type)
         self._group_shape = tuple(weight.group_shape)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), bias.requires_grad)
         self.register_buffer("data", weight.data)
@@ -70,7 +72,7 @@ class QuantLinear(nn.Module):
             total = weight.data.sum(1, dtype=torch.int32).reshape(1, -1)
             self.azp_adj = total if azp is None else total * azp
         self._runner: Runner | None = None
-        self.choice = self._choose()
+        self._prepare()
 
     @classmethod
     def from_linear(
@@ -123,10 +125,12 @@ class QuantLinear(nn.Module):
                 f"x: the layer is on {self.data.device}, got a tensor on {x.device}; move one of "
                 "them with .to()"
             )
-        runner = self._runner or self._prepare()
         bias = self.bias
         if bias is not None and bias.dtype != x.dtype:
             bias = bias.to(x.dtype)
+        if torch.compiler.is_compiling():
+            return self._traced(x, bias)
+        runner = self._runner or self._prepare()
         leaves = [b for name in _LEAVES if (b := self._buffers[name]) is not None]
         x2d = x.reshape(-1, self.in_features)
         if x2d.shape[0] == 0:
@@ -170,18 +174,28 @@ class QuantLinear(nn.Module):
         config = self.recipe.config(self.out_features, self.in_features, self.dtype)
         return choose_kernel(config, device=_platform_of(self.data.device))
 
-    def _scheme(self) -> Scheme:
-        kernel = self.choice.kernel
-        return Scheme(self.recipe.activation, kernel.available_implementations())
+    def _traced(self, x, bias):
+        """The layer as one op: what torch.compile sees of it."""
+        arrays = (self.data, self.scale, self.zero_point, None, None)
+        static = (self._weight_type, [self.out_features, self.in_features])
+        more = (self.x_scale, self.azp, self.azp_adj, None)
+        how = (self._scheme.activation, list(self._scheme.implementations), None)
+        return torch.ops.jaxkernels.linear(
+            x, *arrays, *static, list(self._group_shape), self._layout, *more, bias, *how
+        )
+
+    def _operands(self) -> Operands:
+        return Operands(self.weight(), self.x_scale, self.azp, self.azp_adj)
 
     def _prepare(self) -> Runner:
         """Brings the weight into the order its kernel wants here, and finds the runner."""
         self.choice = self._choose()
-        wanted = best_layout(self.weight(), self.choice.kernel, self.dtype)
+        kernel = self.choice.kernel
+        wanted = best_layout(self.weight(), kernel, self.dtype)
         if wanted != self._layout:
             self._set_weight(to_layout(self.weight(), wanted))
-        operands = Operands(self.weight(), self.x_scale, self.azp, self.azp_adj)
-        self._runner = runner_for(self._scheme(), operands)
+        self._scheme = Scheme(self.recipe.activation, kernel.available_implementations())
+        self._runner = runner_for(self._scheme, self._operands())
         return self._runner
 
     def _set_weight(self, w: QuantizedTensor) -> None:
@@ -206,10 +220,8 @@ class QuantLinear(nn.Module):
         self._runner = None
         if self.bias is not None:
             self.dtype = self.bias.dtype
-        if self.data.device.type == "cpu" and self._layout != PLAIN:
-            self._set_weight(to_layout(self.weight(), PLAIN))
         if self.data.device.type != "meta":
-            self.choice = self._choose()
+            self._prepare()
         return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
@@ -223,8 +235,8 @@ class QuantLinear(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs):
         if self._layout != PLAIN:  # checkpoints hold the plain order
             self._set_weight(to_layout(self.weight(), PLAIN))
-        self._runner = None
         super()._load_from_state_dict(*args, **kwargs)
+        self._prepare()
 
     def __getstate__(self):
         # Compiled kernels stay behind: a copy finds them again, another process makes its own.
@@ -238,7 +250,7 @@ class QuantLinear(nn.Module):
         for name, dtype in dtypes.items():
             buffers[name] = buffers[name].view(dtype)
         super().__setstate__({**state, "_buffers": buffers})
-        self.choice = self._choose()
+        self._prepare()
 
     def extra_repr(self) -> str:
         return (
