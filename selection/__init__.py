@@ -56,7 +56,9 @@ from selection.kernels.block import *  # noqa: F403
 from selection.kernels.micro_scaled import *  # noqa: F403
 from selection.kernels.mixed_precision import *  # noqa: F403
 from selection.kernels.scaled_mm import *  # noqa: F403
-from selection.lists import (
+
+# Upstream's private names, which other code imports from here.
+from selection.lists import (  # noqa: F401
     _POSSIBLE_FP8_BLOCK_KERNELS,
     _POSSIBLE_FP8_KERNELS,
     _POSSIBLE_INT8_KERNELS,
@@ -121,13 +123,3 @@ __all__ = [
     "set_runtime",
     "using",
 ]
-_PRIVATE = (  # upstream's names, which other code imports from here
-    _POSSIBLE_FP8_BLOCK_KERNELS,
-    _POSSIBLE_FP8_KERNELS,
-    _POSSIBLE_INT8_KERNELS,
-    _POSSIBLE_KERNELS,
-    _POSSIBLE_MXFP4_KERNELS,
-    _POSSIBLE_MXFP8_KERNELS,
-    _POSSIBLE_NVFP4_KERNELS,
-    _POSSIBLE_WFP8A16_KERNELS,
-)

@@ -14,7 +14,7 @@ Every chooser takes, beyond upstream's parameters and by keyword only,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from selection.ask import micro_reason, mp_reason, platform_capability, scaled_reason
@@ -28,7 +28,7 @@ from selection.configs import (
     NvFp4LinearLayerConfig,
 )
 from selection.kernels.base import MPLinearKernel
-from selection.lists import LISTS, filtered, register
+from selection.lists import LISTS, Lists, backend_name, filtered, register
 from selection.log import first_time, info_once, warn_once
 from selection.platforms import PlatformEnum, get_platform, using
 
@@ -36,25 +36,28 @@ from selection.platforms import PlatformEnum, get_platform, using
 def _walk(
     kind: str,
     config: Any,
-    kernels: Sequence[type],
     ask: Callable[[type], str | None],
-    force_kernel: type | None = None,
-    strict: bool = False,
-    notes: tuple[str, ...] = (),
+    lists: Lists,
+    backend: str | None,
+    force_kernel: type | None,
+    strict: bool,
 ) -> Choice:
-    """The first class of a list without a reason against it; a forced one before all."""
+    """The forced class if it serves; else the first of the filtered list that does."""
     platform = get_platform()
-    rejected: list[Rejection] = []
+    notes: tuple[str, ...] = ()
     if force_kernel is not None:
         reason = ask(force_kernel)
         if reason is None:
-            forced = (f"{force_kernel.__name__} was forced",)
-            return Choice(kind, config, platform, force_kernel, (), (*notes, *forced))
-        refused = f"{force_kernel.__name__} was forced but cannot serve: {reason.strip()}"
+            forced = f"{force_kernel.__name__} was forced"
+            return Choice(kind, config, platform, force_kernel, (), (forced,))
+        notes = (f"{force_kernel.__name__} was forced but cannot serve: {reason.strip()}",)
         if strict:
-            raise ValueError(f"force_kernel: {refused}")
-        info_once("%s", refused)
-        notes = (*notes, refused)
+            raise ValueError(f"force_kernel: {notes[0]}")
+        info_once("%s", notes[0])
+    kernels = lists.get(platform._enum, [])
+    if kernels:
+        kernels = filtered(kernels, backend, layer_name(kind))
+    rejected: list[Rejection] = []
     for kernel in kernels:
         reason = ask(kernel)
         if reason is None:
@@ -92,11 +95,6 @@ def _log(choice: Choice, layer: str) -> None:
         warn_once("%s is the slow path for %s: %s", name, layer, slow)
 
 
-def _listed(kind: str, backend: str | None) -> list[type]:
-    kernels = LISTS[kind].get(get_platform()._enum, [])
-    return filtered(kernels, backend, layer_name(kind)) if kernels else kernels
-
-
 def choose_scaled_mm_linear_kernel(
     config: Any,
     possible_kernels: dict[PlatformEnum, list[type]],
@@ -124,12 +122,8 @@ def choose_scaled_mm_linear_kernel(
     """
     kind = _kind_of_lists(possible_kernels, config)
     ask = scaled_reason(config, compute_capability)
-    kernels = possible_kernels.get(get_platform()._enum, [])
-    if force_kernel is not None and ask(force_kernel) is None:
-        kernels = []
-    elif kernels:
-        kernels = filtered(kernels, backend, layer_name(kind))
-    return concluded(_walk(kind, config, kernels, ask, force_kernel, strict), strict).kernel
+    choice = _walk(kind, config, ask, possible_kernels, backend, force_kernel, strict)
+    return concluded(choice, strict).kernel
 
 
 def _kind_of_lists(lists: dict, config: Any) -> str:
@@ -226,6 +220,7 @@ def choose_kernel(
     kind = kind or kind_of(config)
     if kind not in LISTS:
         raise ValueError(f"kind: expected one of {', '.join(LISTS)}; got {kind!r}")
+    backend = backend_name(backend)  # a name that does not exist is a mistake, quiet or not
     with using(device):
         choice = _choose(kind, config, compute_capability, force_kernel, backend, strict, quiet)
         return choice if quiet else concluded(choice, strict)
@@ -242,14 +237,12 @@ def _choose(kind, config, capability, force_kernel, backend, strict, quiet) -> C
         ask = micro_reason(config)
     else:
         ask = scaled_reason(config, capability)
-    forced = force_kernel is not None and ask(force_kernel) is None
     try:
-        kernels = [] if forced else _listed(kind, backend)
+        return _walk(kind, config, ask, LISTS[kind], backend, force_kernel, strict)
     except ValueError as error:
         if not quiet:
             raise
         return Choice(kind, config, get_platform(), None, (), (str(error),))
-    return _walk(kind, config, kernels, ask, force_kernel, strict)
 
 
 def explain(

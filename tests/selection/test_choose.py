@@ -323,8 +323,9 @@ def test_a_backend_without_classes_for_the_layer():
 
 
 def test_an_unknown_backend_lists_the_known(monkeypatch):
-    with pytest.raises(ValueError, match="backend: expected auto, cutlass.*'cutlas'"):
-        choose_kernel(GPTQ, device="h200", backend="cutlas")
+    for quiet in (False, True):
+        with pytest.raises(ValueError, match="backend: expected auto, cutlass.*'cutlas'"):
+            choose_kernel(GPTQ, device="h200", backend="cutlas", quiet=quiet)
     monkeypatch.setenv("JAXKERNELS_LINEAR_BACKEND", "x")
     with pytest.raises(ValueError, match="JAXKERNELS_LINEAR_BACKEND: expected"):
         choose_kernel(GPTQ, device="h200")
