@@ -86,7 +86,9 @@ def _share(tensor: torch.Tensor, copy: bool | None = None) -> jax.Array:
     device = jax_device(tensor.device)
     stream = None
     if tensor.is_cuda:
-        stream = torch._C._cuda_getCurrentRawStream(tensor.device.index) or _LEGACY_STREAM
+        # JAX takes readiness from a stream of its own only, so that one waits for torch's.
+        stream = device.get_stream_for_external_ready_events()
+        _external_stream(stream, tensor.device).wait_stream(torch.cuda.current_stream(tensor.device))
     try:
         capsule = torch.utils.dlpack.to_dlpack(tensor)
         array = interop.from_capsule(capsule, device, stream, False if copy is False else None)
@@ -102,7 +104,10 @@ def _share(tensor: torch.Tensor, copy: bool | None = None) -> jax.Array:
         ) from None
 
 
-_LEGACY_STREAM = 1
+@functools.cache
+def _external_stream(handle: int, device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.ExternalStream(handle, device)
+
 
 # When an array over a tensor's memory goes, JAX may still be about to read it: its computations run
 # behind the host, and JAX gives the memory back at once. So the tensor is kept, and one thread lets

@@ -2,9 +2,9 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """DLPack into JAX, without what `jax.dlpack.from_dlpack` does around it.
 
-The public function asks the producer to make a stream of JAX's wait, then makes JAX wait for that
-stream, and canonicalizes a dtype that needs none: twice the host time. Here JAX waits for the
-producer's stream itself. Where the private entry point is missing, the public one serves.
+The public function looks the device up, lets the producer order a stream of JAX's after its own by
+way of fresh Python objects, and canonicalizes a dtype that needs none: that is three quarters of its
+host time. Where the private entry point is missing, the public one serves.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def from_capsule(
     Args:
       capsule: a fresh, unversioned capsule; nobody has waited for its data yet.
       device: where the memory is.
-      stream: the CUDA stream whose work so far writes the memory (1 is the legacy default); None
-        on a CPU.
+      stream: what `device.get_stream_for_external_ready_events()` gave (no other is taken), and
+        the caller has ordered after the memory's last write; None on a CPU.
       copy: None copies if the memory is not aligned as JAX needs, False raises instead.
 
     Raises:
