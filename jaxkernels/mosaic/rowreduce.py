@@ -9,7 +9,8 @@ is no shared memory but the few bytes of the reduction, and no barrier but its o
 A row is cut into *pieces* of `128 * width` elements, `width` a thread. What is left of a row is
 covered by one more piece that ends where the row ends and overlaps the one before: maxima and
 minima do not mind seeing an element twice, and the same thread block writes it twice with the same
-value. So any K of at least 128 is taken, without masks.
+value. So any K of at least 128 is taken, without masks. All pieces are loaded before any is used,
+and converted and stored one after the other, which keeps a thread's registers few.
 
 Groups along a row use a two-dimensional layout: a group of 128 lies in 16 lanes of 8 elements, so
 its reduction is four shuffles and never leaves the warp.
@@ -18,6 +19,8 @@ its reduction is four shuffles and never leaves the warp.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -35,72 +38,61 @@ VECTOR_BYTES = 16  # the widest load
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """Elements [start, start + size) of a row, `width` contiguous ones a thread."""
+class Pieces:
+    """How a warpgroup covers a row: pieces of `size` elements that begin at `starts`."""
 
-    start: int
+    starts: tuple[int, ...]
     size: int
-    width: int
-
-    @property
-    def slice(self):
-        return pl.ds(self.start, self.size)
 
     @property
     def layout(self):
-        return plgpu.Layout.WG_STRIDED((self.size,), vec_size=self.width)
+        """Contiguous elements a thread, as many as one load takes."""
+        return plgpu.Layout.WG_STRIDED((self.size,), vec_size=self.size // THREADS)
+
+    def load(self, ref, row) -> list[jax.Array]:
+        """The pieces of `ref[row]` in registers, in the array's own dtype."""
+        return [
+            plgpu.load(ref.at[row, pl.ds(start, self.size)], layout=self.layout, optimized=False)
+            for start in self.starts
+        ]
+
+    def store(self, ref, row, values: Iterable[jax.Array]) -> None:
+        """Writes the pieces of `ref[row]`, each as soon as it is computed."""
+        for start, value in zip(self.starts, values, strict=True):
+            ref[row, pl.ds(start, self.size)] = value
 
 
-def row_pieces(length: int, element_bytes: int) -> tuple[Piece, ...]:
-    """How a warpgroup covers a row of `length` elements that starts at a multiple of it.
+def row_pieces(length: int, element_bytes: int) -> Pieces:
+    """How a warpgroup covers rows of `length` elements that lie back to back.
 
     Example:
-      >>> row_pieces(4096, 2)
-      (Piece(start=0, size=4096, width=8),)
+      >>> row_pieces(2048, 2)
+      Pieces(starts=(0, 1024), size=1024)
       >>> row_pieces(1280, 2)
-      (Piece(start=0, size=1024, width=8), Piece(start=256, size=1024, width=8))
+      Pieces(starts=(0, 256), size=1024)
       >>> row_pieces(136, 2)
-      (Piece(start=0, size=128, width=1), Piece(start=8, size=128, width=1))
+      Pieces(starts=(0, 8), size=128)
     """
     if length < THREADS:
         raise ValueError(f"length: expected at least {THREADS} elements, got {length}")
     width = VECTOR_BYTES // element_bytes
     while length % width or length < THREADS * width:
         width //= 2
-    step = THREADS * width
-    whole = length // step * step
-    pieces = (Piece(0, whole, width),)
-    return pieces if whole == length else (*pieces, Piece(length - step, step, width))
-
-
-def load_row(ref, row, pieces: tuple[Piece, ...]) -> list[jax.Array]:
-    """The pieces of `ref[row]`, in registers, in the array's own dtype."""
-    return [plgpu.load(ref.at[row, p.slice], layout=p.layout, optimized=False) for p in pieces]
-
-
-def store_row(ref, row, pieces: tuple[Piece, ...], values: list[jax.Array]) -> None:
-    """Writes the pieces of `ref[row]`."""
-    for piece, value in zip(pieces, values, strict=True):
-        ref[row, piece.slice] = value
+    size = THREADS * width
+    starts = tuple(range(0, length - size + 1, size))
+    return Pieces(starts if length % size == 0 else (*starts, length - size), size)
 
 
 def row_absmax(values: list[jax.Array]) -> jax.Array:
     """max |x| over a row's pieces, float32 []; NaN anywhere gives NaN."""
-    return _join([jnp.max(jnp.abs(v)) for v in values], jnp.maximum).astype(jnp.float32)
+    return jnp.max(functools.reduce(jnp.maximum, map(jnp.abs, values))).astype(jnp.float32)
 
 
 def row_range(values: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
     """(min, max) over a row's pieces, float32 []."""
-    low = _join([jnp.min(v) for v in values], jnp.minimum)
-    high = _join([jnp.max(v) for v in values], jnp.maximum)
+    low = jnp.min(functools.reduce(jnp.minimum, values))
+    high = jnp.max(functools.reduce(jnp.maximum, values))
     return low.astype(jnp.float32), high.astype(jnp.float32)
-
-
-def _join(parts, join):
-    result = parts[0]
-    for part in parts[1:]:
-        result = join(result, part)
-    return result
 
 
 def group_tile(group: int, element_bytes: int) -> int:
@@ -161,11 +153,13 @@ def divide(x: jax.Array | float, by: jax.Array | float, layout=None) -> jax.Arra
 def divide_by_few(x: jax.Array, by: jax.Array, inverse: jax.Array, layout) -> jax.Array:
     """x / by of float32, correctly rounded, for few divisors and many x.
 
-    `inverse` is `divide(1, by)`. `by` must be at least 2^-100 and x / by must not overflow; both
-    are scalars or of x's shape. The product with the reciprocal is off by at most 1.5 units in the
-    last place, and two steps of Markstein's correction with fused multiply-adds leave the quotient
-    that division gives, signs of zeros included: 5 operations instead of the hardware sequence's 10
-    and a branch (P. Markstein, IA-64 and Elementary Functions, 2000).
+    `inverse` is `divide(1, by)`; or where x has a 16-bit float's precision and the quotient is
+    then rounded to 8 bits, `1 / by` as the hardware approximates it. `by` must be at least 2^-100
+    and x / by must not overflow; both are scalars or of x's shape. The product with the reciprocal
+    is a few units in the last place off, and two steps of Markstein's correction with fused
+    multiply-adds leave the quotient that division gives, signs of zeros included: 5 operations
+    instead of the hardware sequence's 10 and a branch (P. Markstein, IA-64 and Elementary
+    Functions, 2000).
     """
     if is_interpreting():
         return x / as_data(by, x)

@@ -148,10 +148,10 @@ def _token(problem: QuantizeProblem, operands: QuantizeOperands):
     def body(x_gmem, *refs):
         given, (q_gmem, *found_gmem) = refs[: len(bounds)], refs[len(bounds) :]
         row = jax.lax.axis_index("run")
-        q, *found = scheme(rr.load_row(x_gmem, row, pieces), *(ref[0, 0] for ref in given))
+        q, *found = scheme(pieces.load(x_gmem, row), *(ref[0, 0] for ref in given))
         for ref, value in zip(found_gmem, found, strict=True):
             ref[row, 0] = value
-        rr.store_row(q_gmem, row, pieces, q)
+        pieces.store(q_gmem, row, q)
 
     q, scale, *azp = _kernel(body, outputs, m, "quantize_token")(operands.x, *bounds)
     return q, scale, azp[0] if azp else None
@@ -161,7 +161,7 @@ def _int8_row(problem: QuantizeProblem, pieces, x):
     if problem.symmetric:
         absmax = rr.row_absmax(x)
         inverse = jnp.where(absmax == 0, 0.0, rr.divide(127.0, absmax))
-        q = [rr.round_to_int8(v.astype(F32) * inverse) for v in x]
+        q = (rr.round_to_int8(v.astype(F32) * inverse) for v in x)
         return q, rr.divide(absmax, 127.0)
     low, high = rr.row_range(x)
     scale = rr.divide(high - low, 255.0)
@@ -171,9 +171,9 @@ def _int8_row(problem: QuantizeProblem, pieces, x):
     shift = jnp.where(constant, jnp.sign(high).astype(jnp.int32), azp)
     inverse = jnp.where(constant, 0.0, rr.divide(1.0, scale))
     if _itemsize(problem) == 2:  # then |azp| < 2^21: a 16-bit float has at most 11 bits
-        q = [rr.round_to_int8(v.astype(F32) * inverse, shift) for v in x]
+        q = (rr.round_to_int8(v.astype(F32) * inverse, shift) for v in x)
     else:
-        q = [xla._to_int8(jnp.round(v * inverse), shift) for v in x]
+        q = (xla._to_int8(jnp.round(v * inverse), shift) for v in x)
     return q, jnp.where(constant, jnp.abs(high), scale), azp
 
 
@@ -183,13 +183,15 @@ def _fp8_row(problem: QuantizeProblem, pieces, x, upper=None):
         absmax = jnp.minimum(absmax, upper)
     scale = jnp.maximum(rr.divide(absmax, xla.FP8_MAX), xla.MIN_SCALE)
     inverse = rr.divide(1.0, scale)
-    q = []
-    for piece, v in zip(pieces, x, strict=True):
+    limit = None if upper is None else jnp.minimum(512.0 * scale, jnp.finfo(F32).max)
+
+    def code(v):
         v = v.astype(F32)
-        if upper is not None:  # saturates all the same, but cannot overflow in the division
-            v = _within(v, jnp.minimum(512.0 * scale, jnp.finfo(F32).max))
-        q.append(rr.to_fp8(rr.divide_by_few(v, scale, inverse, piece.layout)))
-    return q, scale
+        if limit is not None:  # saturates all the same, but cannot overflow in the division
+            v = _within(v, limit)
+        return rr.to_fp8(rr.divide_by_few(v, scale, inverse, pieces.layout))
+
+    return map(code, x), scale
 
 
 def _within(v, limit):
@@ -207,9 +209,9 @@ def _static(problem: QuantizeProblem, operands: QuantizeOperands, config: Config
     def body(x_gmem, *refs):
         *given_gmem, q_gmem = refs
         row = jax.lax.axis_index("run")
-        x = rr.load_row(x_gmem, row, pieces)
+        x = pieces.load(x_gmem, row)
         q = _static_codes(problem, pieces, x, *(ref[0, 0] for ref in given_gmem))
-        rr.store_row(q_gmem, row, pieces, q)
+        pieces.store(q_gmem, row, q)
 
     kernel = _kernel(body, [((runs, length), problem.out_dtype)], runs, "quantize_static")
     (q,) = kernel(operands.x.reshape(runs, length), *given)
@@ -225,17 +227,17 @@ def _static_codes(problem: QuantizeProblem, pieces, x, scale, azp=None):
     if azp is not None:  # zero points of int8 lie far inside
         azp = jnp.minimum(jnp.maximum(azp, -(1 << 21)), 1 << 21)
     inverse = rr.divide(1.0, scale)
-    q = []
-    for piece, v in zip(pieces, x, strict=True):
+
+    def code(v):
         v = v.astype(F32)
         if problem.out_dtype != "int8":
-            q.append(rr.to_fp8(v * inverse))
-        elif azp is not None:
-            q.append(rr.round_to_int8(v * inverse, azp))
-        else:
-            v = rr.divide_by_few(_within(v, limit), scale, inverse, piece.layout)
-            q.append(rr.round_to_int8(v))
-    return q
+            return rr.to_fp8(v * inverse)
+        if azp is not None:
+            return rr.round_to_int8(v * inverse, azp)
+        v = rr.divide_by_few(_within(v, limit), scale, inverse, pieces.layout)
+        return rr.round_to_int8(v)
+
+    return map(code, x)
 
 
 def _tensor(problem: QuantizeProblem, operands: QuantizeOperands, config: Config):
@@ -247,7 +249,7 @@ def _tensor(problem: QuantizeProblem, operands: QuantizeOperands, config: Config
         first = jax.lax.axis_index("run")
 
         def step(i, absmax):
-            row = rr.load_row(x_gmem, first + i * PARTIALS, pieces)
+            row = pieces.load(x_gmem, first + i * PARTIALS)
             return jnp.maximum(absmax, rr.row_absmax(row))
 
         turns = (runs - first + PARTIALS - 1) // PARTIALS
@@ -256,12 +258,12 @@ def _tensor(problem: QuantizeProblem, operands: QuantizeOperands, config: Config
     def scale_body(x_gmem, partial_gmem, q_gmem, scale_gmem):
         # Backwards: what the first kernel read last may still be in the cache.
         row = runs - 1 - jax.lax.axis_index("run")
-        v = rr.load_row(x_gmem, row, pieces)
+        x = pieces.load(x_gmem, row)
         layout = plgpu.Layout.WG_STRIDED((PARTIALS,), vec_size=PARTIALS // rr.THREADS)
         absmax = jnp.max(plgpu.load(partial_gmem, layout=layout, optimized=False))
         scale = rr.divide(absmax, xla.FP8_MAX)
         inverse = jnp.where(scale == 0, 0.0, rr.divide(1.0, scale))
-        rr.store_row(q_gmem, row, pieces, [rr.to_fp8(e.astype(F32) * inverse) for e in v])
+        pieces.store(q_gmem, row, (rr.to_fp8(v.astype(F32) * inverse) for v in x))
 
         @pl.when(row == 0)
         def _():
@@ -282,30 +284,30 @@ def _group(problem: QuantizeProblem, operands: QuantizeOperands, config: Config)
     tile = rr.group_tile(p.group_size, itemsize)
     length = _groups_a_run(p, tile, config)
     runs, runs_a_row = p.m * groups // length, max(1, groups // length)
-    whole = length // tile * tile
-    # (first group, groups) of the pieces of a run; the last may overlap the one before it.
-    pieces = [(0, whole)] + ([] if whole == length else [(length - tile, tile)])
+    # A run is covered tile by tile; the last may overlap the one before it.
+    tiles = [*range(0, length - tile + 1, tile), *([length - tile] if length % tile else [])]
     padded = -(-p.m // 4) * 4 if p.tma_aligned else p.m
     scale_shape = (groups, padded) if p.column_major else (runs, length)
 
     def body(x_gmem, q_gmem, scale_gmem):
         run = jax.lax.axis_index("run")
-        for first, count in pieces:
-            at = pl.ds(first, count)
-            x = plgpu.load(x_gmem.at[run, at], layout=layout, optimized=False)
+        row, column = run // runs_a_row, run % runs_a_row * length
+        spans = [pl.ds(first, tile) for first in tiles]
+        loaded = [plgpu.load(x_gmem.at[run, at], layout=layout, optimized=False) for at in spans]
+        for first, at, x in zip(tiles, spans, loaded, strict=True):
             scale = _group_scale(p, x, layout.reduce(1))
             q_gmem[run, at] = _group_codes(p, x, scale, layout)
             if not p.column_major:
                 scale_gmem[run, at] = scale
                 continue
-            row, start = run // runs_a_row, run % runs_a_row * length + first
-            scale_gmem[pl.ds(start, count), row] = scale
-            for column in range(p.m, padded):
+            groups_at = pl.ds(column + first, tile)
+            scale_gmem[groups_at, row] = scale
+            for extra in range(p.m, padded):
 
                 @pl.when(row == p.m - 1)
-                def _(start=start, count=count, column=column):
-                    zeros = plgpu.layout_cast(jnp.zeros((count,), F32), layout.reduce(1))
-                    scale_gmem[pl.ds(start, count), column] = zeros
+                def _(groups_at=groups_at, extra=extra):
+                    zeros = plgpu.layout_cast(jnp.zeros((tile,), F32), layout.reduce(1))
+                    scale_gmem[groups_at, extra] = zeros
 
     outputs = [((runs, length, p.group_size), p.out_dtype), (scale_shape, F32)]
     x = operands.x.reshape(runs, length, p.group_size)
@@ -325,15 +327,19 @@ def _groups_a_run(problem: QuantizeProblem, tile: int, config: Config) -> int:
 
 
 def _group_scale(problem: QuantizeProblem, x, layout):
-    absmax = jnp.max(jnp.abs(x), axis=1).astype(F32)
-    scale = rr.divide(jnp.maximum(absmax, xla.GROUP_EPS), xla.FP8_MAX, layout)
+    absmax = jnp.maximum(jnp.max(jnp.abs(x), axis=1).astype(F32), xla.GROUP_EPS)
+    by, inverse = jnp.float32(xla.FP8_MAX), jnp.float32(1 / xla.FP8_MAX)
+    scale = rr.divide_by_few(absmax, by, inverse, layout)
+    scale = jnp.where(absmax < jnp.inf, scale, absmax)  # the correction would make Inf a NaN
     if problem.ue8m0:
         scale = xla.power_of_two_at_least(jnp.maximum(scale, xla.GROUP_EPS))
     return scale
 
 
 def _group_codes(problem: QuantizeProblem, x, scale, layout):
-    inverse = rr.divide(1.0, scale, layout.reduce(1))
+    # 16-bit values need no better reciprocal than the hardware's.
+    exact = problem.ue8m0 or problem.x_dtype == "float32"
+    inverse = rr.divide(1.0, scale, layout.reduce(1)) if exact else 1.0 / scale
     by, inverse = (jax.lax.broadcast_in_dim(v, x.shape, (0,)) for v in (scale, inverse))
     if problem.ue8m0:  # the reciprocal of a power of two is exact
         return rr.to_fp8(x.astype(F32) * inverse)

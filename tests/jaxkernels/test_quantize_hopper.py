@@ -88,7 +88,8 @@ def formula(p: QuantizeProblem, o: QuantizeOperands):
             s = np.maximum(np.abs(g).max(2), F32(1e-10)) / F32(448)
             if p.ue8m0:
                 mantissa, exponent = np.frexp(np.maximum(s, F32(1e-10)))
-                s = np.ldexp(F32(1), exponent - (mantissa == 0.5)).astype(F32)
+                power = np.ldexp(F32(1), exponent - (mantissa == 0.5)).astype(F32)
+                s = np.where(np.isfinite(s), power, s)
             q = to_fp8((g / s[:, :, None]).astype(F32)).reshape(p.m, p.k)
             if p.column_major:
                 rows = -(-p.m // 4) * 4 if p.tma_aligned else p.m
@@ -156,13 +157,14 @@ def test_interpreted(name, m, k, rng):
 
 @pytest.mark.parametrize("name", SCHEMES)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_every_config_lowers(name, dtype):
+def test_lowers(name, dtype):
     out, scale, more = SCHEMES[name]
-    for m, k in [(16, 4096), (5, 14336), (7, 5120)]:
+    shapes = [(16, 4096), (7, 13824)] if dtype == "bfloat16" else [(7, 5120)]
+    for m, k in shapes:
         p = problem(m, k, out, scale, dtype, **more)
         support = hopper.supports(p, H200)
         assert support, support.reasons
-        for config in hopper.configs(p, H200):
+        for config in hopper.configs(p, H200)[::3]:
             o = jax.eval_shape(lambda p=p: operands(p, jnp.zeros((p.m, p.k))))
             with jax.sharding.use_abstract_mesh(abstract_mesh()):
                 run = jax.jit(lambda o, p=p, c=config: hopper.run(p, o, c))
@@ -182,10 +184,12 @@ def test_supports_gives_its_reasons():
 @pytest.mark.parametrize("length", [128, 136, 1024, 1025, 1280, 5137, 14336])
 def test_row_pieces_cover_every_element(length):
     seen = np.zeros(length, int)
-    for piece in rowreduce.row_pieces(length, 2):
-        assert piece.start % piece.width == 0 and piece.size % (128 * piece.width) == 0
-        assert length % piece.width == 0  # so that every row starts aligned
-        seen[piece.start : piece.start + piece.size] += 1
+    pieces = rowreduce.row_pieces(length, 2)
+    width = pieces.size // 128
+    assert length % width == 0  # so that every row starts aligned
+    for start in pieces.starts:
+        assert start % width == 0
+        seen[start : start + pieces.size] += 1
     assert seen.min() == 1 and seen.max() <= 2
 
 
