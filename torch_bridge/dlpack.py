@@ -88,7 +88,8 @@ def _share(tensor: torch.Tensor, copy: bool | None = None) -> jax.Array:
     if tensor.is_cuda:
         # JAX takes readiness from a stream of its own only, so that one waits for torch's.
         stream = device.get_stream_for_external_ready_events()
-        _external_stream(stream, tensor.device).wait_stream(torch.cuda.current_stream(tensor.device))
+        ours = torch.cuda.current_stream(tensor.device)
+        _external_stream(stream, tensor.device).wait_stream(ours)
     try:
         capsule = torch.utils.dlpack.to_dlpack(tensor)
         array = interop.from_capsule(capsule, device, stream, False if copy is False else None)

@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """DLPack into JAX, without what `jax.dlpack.from_dlpack` does around it.
 
-The public function looks the device up, lets the producer order a stream of JAX's after its own by
-way of fresh Python objects, and canonicalizes a dtype that needs none: that is three quarters of its
+The public function looks the device up, lets the producer order a stream of JAX's after its own
+by way of fresh Python objects, and canonicalizes a dtype that needs none: three quarters of its
 host time. Where the private entry point is missing, the public one serves.
 """
 
