@@ -59,6 +59,18 @@ flags.DEFINE_bool("verify", True, "check every result against float32 before it 
 console = Console(width=None if sys.stdout.isatty() else 140)
 
 
+def command_line(arguments: list[str]) -> str:
+    """The command of a results file: what was asked for, not where files lie or how often."""
+    kept, skip = [], False
+    for argument in arguments:
+        flag = argument.lstrip("-").split("=")[0]
+        if skip or (flag in ("out", "cap", "name", "resume", "retry_failed", "warm", "repro")):
+            skip = not skip and flag in ("out", "cap", "name") and "=" not in argument
+            continue
+        kept.append(argument)
+    return shlex.join(["python", "-m", "benchmarks", *kept])
+
+
 def shape_of(text: str) -> tuple[int, int]:
     """ "4096x8192" -> (4096, 8192). Raises ValueError naming the flag."""
     first, _, second = text.partition("x")
@@ -158,8 +170,7 @@ def run(cells: list[Cell]) -> int:
     device, driver, versions = machine()
     name = FLAGS.name or f"{FLAGS.suite}-{device.split()[-1].lower()}"
     path = Path(FLAGS.out) / f"{name}.json"
-    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
-    head = report.header(command, device, driver, versions)
+    head = report.header(command_line(sys.argv[1:]), device, driver, versions)
     old = report.load(path)[1] if FLAGS.resume and path.exists() else []
     if FLAGS.retry_failed:
         old = [r for r in old if r["us"]]

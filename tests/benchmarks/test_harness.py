@@ -227,6 +227,14 @@ def test_cli_refuses_what_it_does_not_know(args, words):
     assert done.returncode != 0 and words in done.stdout + done.stderr
 
 
+def test_a_results_file_names_no_folder_of_its_machine():
+    from benchmarks.__main__ import command_line
+
+    asked = ["--suite", "quantize", "--out", "/somewhere", "--cap=40", "--ms", "1", "--resume"]
+    assert command_line(asked) == "python -m benchmarks --suite quantize --ms 1"
+    assert command_line(["--out=/x", "--suite=smoke"]) == "python -m benchmarks --suite=smoke"
+
+
 def test_repro_line_selects_exactly_its_cell():
     from benchmarks.__main__ import repro, shape_of
 
