@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkernels import checks
+from jaxkernels import batching, checks
 from jaxkernels.choice import choose, kernels_of, warn_if_slow
 from jaxkernels.gradient import linear_vjp
 from jaxkernels.mixed_mm import reference, xla
@@ -115,11 +115,11 @@ def _linear(
     w: QuantizedTensor,
     bias: jax.Array | None,
 ) -> jax.Array:
-    return kernel.run(problem, MixedMMOperands(x, w, bias), config)
+    return batching.run(kernel, problem, MixedMMOperands(x, w, bias), config)
 
 
 def _linear_fwd(problem, kernel, config, x, w, bias):
-    return kernel.run(problem, MixedMMOperands(x, w, bias), config), (x, w, bias)
+    return _linear(problem, kernel, config, x, w, bias), (x, w, bias)
 
 
 def _linear_bwd(problem, kernel, config, saved, g):

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkernels import checks
+from jaxkernels import batching, checks
 from jaxkernels.choice import choose, warn_if_slow
 from jaxkernels.mosaic.device import trace_device
 from jaxkernels.problem import Implementation, QuantizeOperands, QuantizeProblem, dtype_name
 from jaxkernels.quantize import hopper, xla
+from jaxkernels.quantize.exact import reciprocal
 
 _FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 
@@ -231,7 +232,7 @@ def _static_fp8_of_groups(x: jax.Array, scale: jax.Array) -> jax.Array:
         expanded = scale
         for axis in (0, 1):
             expanded = jnp.repeat(expanded, x.shape[axis] // scale.shape[axis], axis=axis)
-    return xla._to_fp8(x.astype(jnp.float32) * (1.0 / expanded))
+    return xla._to_fp8(x.astype(jnp.float32) * reciprocal(expanded))
 
 
 def _dispatch(operands: QuantizeOperands, requested: Any, **scheme: Any):
@@ -260,4 +261,4 @@ def _dispatch(operands: QuantizeOperands, requested: Any, **scheme: Any):
 
 @functools.partial(jax.jit, static_argnames=("problem", "kernel"))
 def _execute(operands: QuantizeOperands, *, problem: QuantizeProblem, kernel: Implementation):
-    return kernel.run(problem, operands, None)
+    return batching.run(kernel, problem, operands, None)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkernels.problem import Device, Implementation, QuantizeOperands, QuantizeProblem, Support
+from jaxkernels.quantize.exact import divide, reciprocal
 
 FP8_MAX = 448.0
 MIN_SCALE = 1.0 / (FP8_MAX * 512.0)
@@ -41,25 +42,6 @@ def run(problem: QuantizeProblem, operands: QuantizeOperands, config: None = Non
     return _fp8_per_group(x, problem)
 
 
-def _never(x: jax.Array) -> jax.Array:
-    """False for every element, which XLA's algebraic simplifier cannot know."""
-    return (jax.lax.bitcast_convert_type(x, jnp.int32) | 1) == 0
-
-
-def _divide(x: jax.Array, by: jax.Array | float) -> jax.Array:
-    """`x / by`, truly divided, element by element.
-
-    XLA rewrites a division by a constant or by a broadcast value into a multiplication by a
-    rounded reciprocal, even behind an optimization barrier; a select that is never taken stops it.
-    """
-    return x / jnp.where(_never(x), x, by)
-
-
-def _reciprocal(scale: jax.Array) -> jax.Array:
-    """`1 / scale`, where XLA would make `1 / (a / b)` into `b / a`."""
-    return 1.0 / jnp.where(_never(scale), 0.0, scale)
-
-
 def _saturate_int32(rounded: jax.Array) -> jax.Array:
     """float32 whole numbers to int32 as CUDA's cvt does: saturating, NaN to 0."""
     limits = jnp.iinfo(jnp.int32)
@@ -84,36 +66,36 @@ def _to_fp8(scaled: jax.Array) -> jax.Array:
 
 def _int8_static(x: jax.Array, scale: jax.Array, azp: jax.Array | None) -> Result:
     if azp is None:
-        return _to_int8(jnp.round(_divide(x, scale))), scale, None
-    return _to_int8(jnp.round(x * _reciprocal(scale)), azp), scale, azp
+        return _to_int8(jnp.round(divide(x, scale))), scale, None
+    return _to_int8(jnp.round(x * reciprocal(scale)), azp), scale, azp
 
 
 def _int8_per_token(x: jax.Array) -> Result:
     absmax = jnp.max(jnp.abs(x), axis=1, keepdims=True)
-    scale = _divide(absmax, 127.0)
-    inverse = jnp.where(absmax == 0, 0.0, 127.0 / absmax)
+    scale = divide(absmax, 127.0)
+    inverse = jnp.where(absmax == 0, 0.0, divide(jnp.full_like(absmax, 127.0), absmax))
     return _to_int8(jnp.round(x * inverse)), scale, None
 
 
 def _int8_per_token_asymmetric(x: jax.Array) -> Result:
     low = jnp.min(x, axis=1, keepdims=True)
     high = jnp.max(x, axis=1, keepdims=True)
-    scale = _divide(high - low, 255.0)
+    scale = divide(high - low, 255.0)
     # A constant row has no range, and upstream divides by it. Here it is scale * sign, exactly.
     constant = scale == 0
-    azp = jnp.where(constant, 0, _saturate_int32(jnp.round(-128.0 - _divide(low, scale))))
-    q = _to_int8(jnp.round(x * _reciprocal(scale)), azp)
+    azp = jnp.where(constant, 0, _saturate_int32(jnp.round(-128.0 - divide(low, scale))))
+    q = _to_int8(jnp.round(x * reciprocal(scale)), azp)
     q = jnp.where(constant, jnp.sign(x).astype(jnp.int8), q)
     return q, jnp.where(constant, jnp.abs(high), scale), azp
 
 
 def _fp8_static(x: jax.Array, scale: jax.Array) -> Result:
-    return _to_fp8(x * _reciprocal(scale)), scale, None
+    return _to_fp8(x * reciprocal(scale)), scale, None
 
 
 def _fp8_per_tensor(x: jax.Array) -> Result:
-    scale = _divide(jnp.max(jnp.abs(x), initial=0.0), FP8_MAX).reshape(1, 1)
-    inverse = jnp.where(scale == 0, 0.0, _reciprocal(scale))  # zeros stay zeros, instead of 0 * inf
+    scale = divide(jnp.max(jnp.abs(x), initial=0.0), FP8_MAX).reshape(1, 1)
+    inverse = jnp.where(scale == 0, 0.0, reciprocal(scale))  # zeros stay zeros, instead of 0 * inf
     return _to_fp8(x * inverse), scale, None
 
 
@@ -121,8 +103,8 @@ def _fp8_per_token(x: jax.Array, scale_ub: jax.Array | None) -> Result:
     absmax = jnp.max(jnp.abs(x), axis=1, keepdims=True)
     if scale_ub is not None:
         absmax = jnp.minimum(absmax, scale_ub)
-    scale = jnp.maximum(_divide(absmax, FP8_MAX), MIN_SCALE)
-    return _to_fp8(_divide(x, scale)), scale, None
+    scale = jnp.maximum(divide(absmax, FP8_MAX), MIN_SCALE)
+    return _to_fp8(divide(x, scale)), scale, None
 
 
 def _fp8_per_group(x: jax.Array, problem: QuantizeProblem) -> Result:
@@ -130,10 +112,10 @@ def _fp8_per_group(x: jax.Array, problem: QuantizeProblem) -> Result:
     groups = -(-k // group)
     padded = jnp.pad(x, ((0, 0), (0, groups * group - k))).reshape(m, groups, group)
     absmax = jnp.maximum(jnp.max(jnp.abs(padded), axis=2), GROUP_EPS)
-    scale = _divide(absmax, FP8_MAX)
+    scale = divide(absmax, FP8_MAX)
     if problem.ue8m0:
         scale = power_of_two_at_least(jnp.maximum(scale, GROUP_EPS))
-    q = _to_fp8(_divide(padded, scale[:, :, None])).reshape(m, groups * group)[:, :k]
+    q = _to_fp8(divide(padded, scale[:, :, None])).reshape(m, groups * group)[:, :k]
     if problem.column_major:
         aligned = -(-m // 4) * 4 if problem.tma_aligned else m
         scale = jnp.pad(scale.T, ((0, 0), (0, aligned - m)))

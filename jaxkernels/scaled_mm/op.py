@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkernels import checks
+from jaxkernels import batching, checks
 from jaxkernels.choice import choose, warn_if_slow
 from jaxkernels.mosaic.device import trace_device
 from jaxkernels.problem import Implementation, ScaledMMOperands, ScaledMMProblem, dtype_name
@@ -49,7 +49,9 @@ def scaled_mm(
     `out[m, n] = sum_b x_scale[m, b] * w_scale[n // 128, b] * sum_(k in b) x[m, k] * w[n, k]`.
 
     Precision: int8 sums, products of zero points and differences are exact int32 (K <= 131072);
-    fp8 sums are float32. Scales and bias are applied in float32, then there is one rounding.
+    fp8 sums are float32, but on Hopper's tensor cores, which keep about 14 bits of a running sum:
+    up to 128 of K at a time with block scales, all of K without (as every fast fp8 GEMM there).
+    Scales and bias are applied in float32, then there is one rounding.
 
     Args:
       x: int8 or float8 [..., K]; leading dimensions are flattened to M. M = 0 works.
@@ -96,7 +98,7 @@ def scaled_mm(
 def _execute(
     operands: ScaledMMOperands, *, problem: ScaledMMProblem, kernel: Implementation, config: Any
 ) -> jax.Array:
-    return kernel.run(problem, operands, config)
+    return batching.run(kernel, problem, operands, config)
 
 
 def _canonical(x, w, x_scale, w_scale, bias, azp, azp_adj, out_dtype):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxkernels import quantize_fp8, quantize_fp8_group, quantize_int8
+from jaxkernels.quantize.exact import divide, round_quotient
 from jaxkernels.quantize.xla import power_of_two_at_least
 
 F = np.float32
@@ -18,7 +19,6 @@ DTYPES = {"float32": F, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 SIZES = [(1, 17), (7, 1025)]
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 sizes = pytest.mark.parametrize("size", SIZES)
-quiet = np.errstate(all="ignore")
 
 
 def sat8(value):
@@ -243,7 +243,7 @@ def test_tiny_rows_keep_the_formula():
     tiny = np.finfo(F).tiny
     x = np.array([[tiny, -tiny, tiny * 4]], F)
     q, scale, _ = quantize_int8(x)
-    with quiet:
+    with np.errstate(all="ignore"):
         same(scale, absmax(x) / F(127) * F(0 if scale[0, 0] == 0 else 1))  # CPUs flush denormals
         same(q, sat8(np.clip(x * (F(127) / absmax(x)), F(-128), F(127))))
 
@@ -324,3 +324,36 @@ def test_static_fp8_of_rows_and_blocks(rng):
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call(np.ones((2, 8), F))
+
+
+# -- the division under it all ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["any", "constant", "below powers of two", "near powers of two"])
+def test_a_quotient_a_few_units_off_is_made_right(rng, case):
+    """What a GPU's approximate division needs; here the error is put in by hand."""
+    size = 50_000
+
+    def floats():
+        return (rng.standard_normal(size) * np.exp2(rng.integers(-20, 20, size))).astype(F)
+
+    x, by = floats(), floats()
+    if case == "constant":
+        by = np.full(size, 448, F)
+    elif case == "below powers of two":
+        by = np.nextafter(np.exp2(rng.integers(-9, 9, size)).astype(F), F(0))
+    elif case == "near powers of two":
+        near = by * np.exp2(rng.integers(-3, 3, size)).astype(F)
+        x = (near.view(np.int32) + rng.integers(-2, 3, size).astype(np.int32)).view(F)
+    for units in (-3, -2, -1, 0, 1, 2, 3):
+        off = ((x / by).view(np.int32) + np.int32(units)).view(F)
+        same(round_quotient(x, by, off), x / by)
+
+
+def test_division_at_the_edges():
+    x = np.array([0.0, -0.0, 1, -1, np.inf, np.nan, 3, 3], F)
+    by = np.array([5.0, 5.0, 0, 0, 2, 2, np.inf, np.nan], F)
+    with np.errstate(all="ignore"):
+        want = x / by
+    np.testing.assert_array_equal(divide(jnp.asarray(x), jnp.asarray(by)), want)
+    np.testing.assert_array_equal(round_quotient(x, by, want), want)

@@ -198,7 +198,8 @@ def test_gradient(rng, scheme):
         return jax.grad(loss, (0, 1, 2) if trained else (0, 2))(x, w.scale, bias)
 
     got = through(lambda x, w, bias: mixed_mm(x, w, bias=bias))
-    want = through(lambda x, w, bias: x @ dequantize(w).T + bias)
+    with jax.default_matmul_precision("highest"):
+        want = through(lambda x, w, bias: x @ dequantize(w).T + bias)
     for a, b in zip(got, want, strict=True):
         assert a.dtype == b.dtype and np.any(a)
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4)
