@@ -19,6 +19,7 @@ from torch.nn import Parameter
 from selection import LinearKernel, dtype_name, set_runtime, using
 from torch_bridge import autograd, weights
 from torch_bridge.layouts import best_layout, to_layout
+from torch_bridge.ops import weight_arguments
 from torch_bridge.runner import Operands, Runner, Scheme, runner_for
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -47,12 +48,12 @@ class Prepared:
 
     def __post_init__(self):
         self.leaves = jax.tree.leaves(self.operands)
-
-    @property
-    def w(self):
-        """The weight with its act-order, if it has one."""
-        w = self.operands.w
-        return w if self.order is None else dataclasses.replace(w, g_idx=self.order)
+        # What torch.compile sees of the layer: tensors and plain values, as the op takes them.
+        o, scheme = self.operands, self.runner.scheme
+        self.weight_arguments = weight_arguments(o.w)
+        self.more_arguments = (o.x_scale, o.azp, o.azp_adj, o.scale_ub)
+        implementations = scheme.implementations and list(scheme.implementations)
+        self.how = (scheme.activation, implementations, self.out_dtype)
 
     def __deepcopy__(self, memo):
         # The memo keeps shared what was shared: memory, and the layer's own parameters.
@@ -141,6 +142,8 @@ class LinearRuntime:
                 "layer: its weights are not prepared; call process_weights_after_loading(layer) "
                 "after loading the checkpoint"
             )
+        if torch.compiler.is_compiling():
+            return _traced(state, x, bias)
         runner = state.runner
         if x.shape[-1] != runner.k or x.dtype not in _FLOATS:
             raise ValueError(
@@ -174,6 +177,15 @@ class LinearRuntime:
         else:
             y = runner(x2d, state.leaves, bias)
         return y if x.dim() == 2 else y.reshape(*x.shape[:-1], runner.n)
+
+
+def _traced(state: Prepared, x, bias) -> torch.Tensor:
+    """The layer as one op."""
+    if state.order is not None:
+        x = x.index_select(-1, state.order)
+    return torch.ops.jaxkernels.linear(
+        x, *state.weight_arguments, *state.more_arguments, bias, *state.how
+    )
 
 
 def warmup(layer, max_m: int, dtype: torch.dtype | None = None, bias: bool | None = None) -> int:

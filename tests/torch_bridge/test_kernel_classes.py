@@ -472,6 +472,16 @@ def test_gradient_of_x(rng, prepared):
     np.testing.assert_allclose(x.grad.double().numpy(), want, atol=np.abs(want).max() * 2e-2)
 
 
+def test_compiles_as_one_graph(rng, prepared):
+    kernel, layer, _ = prepared
+    x = torch.from_numpy(rng.standard_normal((2, 3, K))).to(torch.bfloat16)
+    bias = torch.from_numpy(rng.standard_normal(N)).to(torch.bfloat16)
+    compiled = torch.compile(
+        lambda x, bias: kernel.apply_weights(layer, x, bias) + 1, fullgraph=True, backend="eager"
+    )
+    assert torch.equal(compiled(x, bias), kernel.apply_weights(layer, x, bias) + 1)
+
+
 def unchanged(layer):
     return {n: (p, None if p is None else p.clone()) for n, p in layer._parameters.items()}
 
