@@ -103,7 +103,9 @@ def test_scaled_rows_fold(rng, kernel, batched):
 
 def test_scales_of_whole_members_become_one_a_row(rng, kernel):
     one = dict(azp=None, azp_adj=None)
-    made = [scaled(rng, x_scale=np.exp2(rng.integers(-2, 3, (1, 1))).astype(F), **one) for _ in range(B)]
+    made = [
+        scaled(rng, x_scale=np.exp2(rng.integers(-2, 3, (1, 1))).astype(F), **one) for _ in range(B)
+    ]
     problem, members = made[0][0], [operands for _, operands in made]
     assert check(kernel, problem, members, ("x", "x_scale")) == (B * M, "token")
     assert check(kernel, problem, members, ("x",)) == (B * M, "tensor")
