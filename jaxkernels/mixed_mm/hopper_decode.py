@@ -296,9 +296,12 @@ def _sum_of_groups(c, own, chain, steps, smem, wn, rows_of, words_of, multiply):
 
 def _one_sum(c, own, steps, smem, words_of, multiply):
     """Sums over K in one accumulator; a slot is freed one tile later than it is read."""
+    # wgmma reads its A registers while the next tile is converted, so one pass of the loop has to
+    # hold two tiles or more, in registers of their own.
+    unroll = 2 if own == 1 and steps % 2 == 0 else 1
 
     def accumulate(acc):
-        def step(i, _):
+        def step(i, first):
             slot = i & (c.stages - 1)
             plgpu.barrier_wait(smem["full"].at[slot])
             words = words_of(slot, 0)
@@ -307,12 +310,16 @@ def _one_sum(c, own, steps, smem, words_of, multiply):
                 multiply(acc, slot, t, current)
                 plgpu.wgmma_wait(1)
                 if t == 0:  # everything before this tile is done, all of the last slot with it
+                    before = smem["empty"].at[(i - 1) & (c.stages - 1)]
+                    plgpu.barrier_arrive(before, predicate=i > 0 if first else None)
+            if own == 1 and unroll == 1:
+                plgpu.wgmma_wait(0)
 
-                    @pl.when(i > 0)
-                    def _release():
-                        plgpu.barrier_arrive(smem["empty"].at[(i - 1) & (c.stages - 1)])
+        def one_pass(j, _):
+            for u in range(unroll):
+                step(j * unroll + u, u == 0)
 
-        lax.fori_loop(0, steps, step, None)
+        lax.fori_loop(0, steps // unroll, one_pass, None)
         return acc[...]
 
     return pl.run_scoped(accumulate, plgpu.ACC((TILE, c.tile_m), jnp.float32))

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""mixed_mm on Hopper: what it takes, and which of its two kernels runs.
+
+Both kernels read the same prepared weight (`mixed_mm.prepare`): `hopper_decode` for few rows of x,
+where reading the weights is the time, and `hopper_prefill` for many, where the tensor cores are.
+`jaxkernels.tuning.mixed_mm` picks the kernel and its config; the type of the config says which.
+
+A call is one kernel launch. Act-order adds one gather of x's columns, an XLA operation.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxkernels.mixed_mm.hopper_decode import DecodeConfig, decode
+from jaxkernels.mixed_mm.hopper_prefill import PrefillConfig, prefill
+from jaxkernels.mixed_mm.prepare import HOPPER_FRAGMENT
+from jaxkernels.mosaic.convert import FORMATS
+from jaxkernels.mosaic.device import trace_device
+from jaxkernels.problem import (
+    Device,
+    Implementation,
+    MixedMMOperands,
+    MixedMMProblem,
+    Support,
+)
+
+_HALF = ("bfloat16", "float16")
+_SCALES = ("bfloat16", "float16", "float32")
+
+
+def supports(problem: MixedMMProblem, device: Device) -> Support:
+    """Whether the kernels take this problem on this device; every reason why not."""
+    p = problem
+    group = p.k if p.group_size == -1 else p.group_size
+    return Support.all(
+        (device.is_hopper, f"needs an NVIDIA GPU of capability 9.x, got {device.name}"),
+        (
+            p.layout == HOPPER_FRAGMENT,
+            f"weights must be prepared once (jaxkernels.mixed_mm.prepare), got layout {p.layout!r}",
+        ),
+        (p.weight_type in FORMATS, f"no register conversion for {p.weight_type}"),
+        (p.x_dtype in _HALF, f"x must be bfloat16 or float16, got {p.x_dtype}"),
+        (p.out_dtype in _HALF, f"out_dtype must be bfloat16 or float16, got {p.out_dtype}"),
+        (p.scale_dtype in _SCALES, f"scales must be one of {_SCALES}, got {p.scale_dtype}"),
+        (
+            p.granularity in ("tensor", "channel", "group"),
+            f"scales must be per tensor, channel or group, got {p.granularity}",
+        ),
+        (not p.global_scale, "second-level scales (NVFP4) have no kernel"),
+        (
+            group == p.k or group == 32 or group % 64 == 0,
+            f"group_size must be 32, a multiple of 64, or -1, got {p.group_size}",
+        ),
+        (p.k % 8 == 0, f"TMA needs rows of x of a multiple of 16 bytes: k % 8 == 0, got k={p.k}"),
+        (p.n % 8 == 0, f"TMA needs output rows of a multiple of 16 bytes: n % 8 == 0, got n={p.n}"),
+        (max(p.m, p.n, p.k) < 2**31, "each size < 2**31"),
+    )
+
+
+def run(
+    problem: MixedMMProblem,
+    operands: MixedMMOperands,
+    config: DecodeConfig | PrefillConfig | None = None,
+) -> jax.Array:
+    """Computes the problem. config None takes the tuned default.
+
+    Raises:
+      ValueError: the config is illegal for the problem; the message has the reasons.
+    """
+    from jaxkernels.tuning import mixed_mm as tuning
+
+    device = trace_device()
+    config = config or tuning.choose(problem, device)
+    legal = tuning.legal(problem, config, device)
+    if not legal:
+        raise ValueError(f"config: illegal for {problem}: {'; '.join(legal.reasons)}; got {config}")
+    x, w, bias = operands
+    if w.g_idx is not None:  # prepared weights have their columns in this order
+        x = jnp.take(x, w.g_idx, axis=1)
+    kernel = decode if isinstance(config, DecodeConfig) else prefill
+    return kernel(problem, MixedMMOperands(x, w, bias), config)
+
+
+def default_config(problem: MixedMMProblem, device: Device) -> DecodeConfig | PrefillConfig:
+    """The config that tables and the cost model choose for this problem on this device."""
+    from jaxkernels.tuning import mixed_mm as tuning
+
+    return tuning.choose(problem, device)
+
+
+def configs(problem: MixedMMProblem, device: Device) -> tuple[DecodeConfig | PrefillConfig, ...]:
+    """Every config that tuning considers for this problem, all of them legal."""
+    from jaxkernels.tuning import mixed_mm as tuning
+
+    return tuning.candidates(problem, device)
+
+
+KERNEL = Implementation("hopper", supports, run, default_config, configs)

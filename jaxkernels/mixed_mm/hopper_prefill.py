@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""mixed_mm for many rows of x on Hopper: keeps the tensor cores fed while weights are converted.
+
+    out[m, n] = sum_k x[m, k] * (q[n, k] - zero[n, g]) * scale[n, g] + bias[n]
+
+computed transposed: weights are wgmma's A operand, from registers, x^T is its B, from shared
+memory. Weights lie in fragment order (mixed_mm/prepare.py), the same as for few rows. Blocks stay
+and walk over output tiles of wg_n * 64 rows of w by tile_m rows of x.
+
+    memory warpgroup   | wait free[s] | TMA: w, x, scales, zeros -> slot s, full[s] | next tile ...
+    compute warpgroups | full[s]: words, convert | wgmma ------------------------> |
+                       |            full[s + 1]: words, convert | free[s] | wgmma ---------> |
+                       | after K: scale, bias, round, transpose through shared memory, TMA |
+
+A warpgroup converts a tile of 64 x 64 weights while its wgmma of the tile before runs, and the
+warpgroups of a block drift apart, so that one's epilogue runs under the other's products. Group
+scales multiply the converted weights, each product rounded once to x's dtype (as Marlin and
+Machete do); one scale for the whole K goes on the float32 sum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jaxkernels.mosaic import convert
+from jaxkernels.mosaic.convert import TILE
+from jaxkernels.mosaic.device import trace_device
+from jaxkernels.mosaic.smem import matrix, swizzled, window
+from jaxkernels.problem import MixedMMOperands, MixedMMProblem
+
+_OUT_SLOTS = 2  # staged pieces [64, 64] of the output, a warpgroup
+_MEMORY_REGISTERS = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefillConfig:
+    """How the prefill kernel cuts a problem.
+
+    Attributes:
+      tile_m: rows of x of an output tile (wgmma's N): 64 to 256, a multiple of 64.
+      wg_n: compute warpgroups, 64 rows of w each; they share x.
+      tile_k: K of one stage, a multiple of 64.
+      stages: slots of the pipeline.
+      cluster_n: blocks of a cluster with adjacent rows of w; each reads a part of x for all.
+      panel: tiles along m that the blocks walk before they move along n.
+    """
+
+    tile_m: int = 256
+    wg_n: int = 2
+    tile_k: int = 64
+    stages: int = 4
+    cluster_n: int = 1
+    panel: int = 8
+
+    @property
+    def compute_registers(self) -> int | None:
+        """Registers a compute thread is given, or None where an even share is enough."""
+        threads = self.wg_n + 1
+        if self.tile_m // 2 + 72 <= 512 // threads // 8 * 8:
+            return None
+        return min((512 - _MEMORY_REGISTERS) // self.wg_n // 8 * 8, 240)
+
+
+def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillConfig) -> jax.Array:
+    """Runs the kernel; x is already in the order of w's columns (see `prepare`)."""
+    x, w, bias = operands
+    c = config
+    fmt = convert.FORMATS[problem.weight_type]
+    dtype = x.dtype
+    out_dtype = jnp.dtype(problem.out_dtype)
+    m, n, k = problem.m, problem.n, problem.k
+    group = k if problem.group_size == -1 else problem.group_size
+    grouped = group < k
+    zeros = problem.zero_points
+
+    tile_n = c.wg_n * TILE
+    tiles = c.tile_k // TILE  # 64 x 64 tiles of a stage, along K
+    stage_groups = max(1, c.tile_k // group)
+    # wgmma reads its A registers while the next tile is converted, so one pass of the loop over K
+    # has to hold two tiles or more, in registers of their own.
+    unroll = 2 if tiles == 1 else 1
+    passes = -(-k // (c.tile_k * unroll))  # the last may reach past K: TMA reads zeros there
+    steps = passes * unroll
+    m_tiles, n_tiles = -(-m // c.tile_m), -(-n // (tile_n * c.cluster_n))
+    clusters = min(m_tiles * n_tiles, max(1, trace_device().num_sms // c.cluster_n))
+    row_names = (["scale", "zero"] if zeros else ["scale"]) if grouped else []
+    multicast = "rank" if c.cluster_n > 1 else None
+
+    def kernel(*refs, **smem):
+        names = ["x", "w", "scale"] + ["zero"] * zeros + ["bias"] * problem.bias + ["out"]
+        gmem = dict(zip(names, refs, strict=True))
+        warpgroup = lax.axis_index("wg")
+        cluster = lax.axis_index("clusters")
+        num_tiles = lax.div(jnp.int32(m_tiles * n_tiles - 1) - cluster, jnp.int32(clusters)) + 1
+
+        def place(i):
+            """First row of x and first 64-row tile of w of this block's i-th output tile."""
+            index = cluster + i * clusters
+            mi, ni = plgpu.planar_snake(index, (m_tiles, n_tiles), 0, c.panel)
+            if c.cluster_n > 1:
+                ni = ni * c.cluster_n + lax.axis_index("rank")
+            return mi * c.tile_m, ni * c.wg_n
+
+        def next_slot(slot):
+            return lax.select(slot == c.stages - 1, jnp.int32(0), slot + 1)
+
+        def previous_slot(slot):
+            return lax.select(slot == 0, jnp.int32(c.stages - 1), slot - 1)
+
+        # ---- the memory warpgroup
+
+        def load_tile(i, slot):
+            m0, row_tile = place(i)
+            rows = pl.ds(row_tile, c.wg_n)
+            if problem.bias:
+                plgpu.barrier_wait(smem["bias_free"])
+                source = gmem["bias"].at[pl.ds(row_tile * TILE, tile_n)]
+                plgpu.copy_gmem_to_smem(source, smem["bias"], smem["bias_full"])
+
+            def step(j, slot):
+                plgpu.barrier_wait(smem["free"].at[slot])
+                full = smem["full"].at[slot]
+                words = pl.ds(j * (tiles * fmt.bits), tiles * fmt.bits)
+                plgpu.copy_gmem_to_smem(gmem["w"].at[rows, words], smem["w"].at[slot], full)
+                for t in range(tiles):
+                    columns = pl.ds(j * c.tile_k + t * TILE, TILE)
+                    plgpu.copy_gmem_to_smem(
+                        gmem["x"].at[pl.ds(m0, c.tile_m), columns],
+                        window(smem["x"].at[slot, t]),
+                        full,
+                        collective_axes=multicast,
+                    )
+                for name in row_names:
+                    groups = pl.ds(lax.div(j * c.tile_k, group), stage_groups)
+                    plgpu.copy_gmem_to_smem(gmem[name].at[rows, groups], smem[name].at[slot], full)
+                return next_slot(slot)
+
+            return lax.fori_loop(0, steps, step, slot)
+
+        @pl.when(warpgroup == c.wg_n)
+        def _memory():
+            if c.compute_registers:
+                plgpu.set_max_registers(_MEMORY_REGISTERS, action="decrease")
+            lax.fori_loop(0, num_tiles, load_tile, jnp.int32(0))
+            # Blocks of a cluster signal each other's barriers: none leaves before the last signal.
+            lax.fori_loop(0, c.stages, lambda s, _: plgpu.barrier_wait(smem["free"].at[s]), None)
+            if problem.bias:
+                plgpu.barrier_wait(smem["bias_free"])
+
+        # ---- the compute warpgroups
+
+        def rows_of(name, slot, t):
+            """Scales or zeros for the columns of tile t of a slot: one or two rows of them."""
+            load = convert.load_rows if name == "scale" else convert.load_zeros
+            starts = range(t * TILE, (t + 1) * TILE, min(group, TILE))
+            return tuple(load(smem[name].at[slot, warpgroup, k0 // group]) for k0 in starts)
+
+        def multiply_tile(i, slot):
+            m0, row_tile = place(i)
+            # A whole tile may lie past N (its words are zeros): its scales are another tile's.
+            own_row_tile = jnp.minimum(row_tile + warpgroup, w.data.shape[0] - 1)
+            whole_zeros = ()
+            if zeros and not grouped:
+                whole_zeros = (convert.load_zeros(gmem["zero"].at[own_row_tile, 0]),)
+
+            def product(acc):
+                def step(j, slot, first):
+                    plgpu.barrier_wait(smem["full"].at[slot])
+                    for t in range(tiles):
+                        words = smem["w"].at[slot, warpgroup, pl.ds(t * fmt.bits, fmt.bits)]
+                        scales = rows_of("scale", slot, t) if grouped else ()
+                        a = convert.fragment(
+                            convert.load_words(words, fmt),
+                            fmt,
+                            dtype,
+                            zeros=rows_of("zero", slot, t) if zeros and grouped else whole_zeros,
+                            scales=tuple(s.astype(dtype) for s in scales),
+                        )
+                        b = matrix(smem["x"].at[slot, t]).T
+                        convert.multiply(acc, a, b, smem["fragment"].at[warpgroup])
+                        plgpu.wgmma_wait(1)
+                        if t == 0:  # all products of the slot before are done
+                            before = smem["free"].at[previous_slot(slot)]
+                            plgpu.barrier_arrive(before, predicate=j > 0 if first else None)
+                    return next_slot(slot)
+
+                def one_pass(j, slot):
+                    for u in range(unroll):
+                        slot = step(j, slot, u == 0)
+                    return slot
+
+                end = lax.fori_loop(0, passes, one_pass, slot)
+                total = acc[...]
+                plgpu.barrier_arrive(smem["free"].at[previous_slot(end)])
+                return total, end
+
+            total, slot = pl.run_scoped(product, plgpu.ACC((TILE, c.tile_m), jnp.float32))
+            finish(total, m0, row_tile + warpgroup, own_row_tile)
+            return slot
+
+        def finish(total, m0, row_tile, own_row_tile):
+            scale = row_bias = None
+            if not grouped:
+                scale = convert.load_rows(gmem["scale"].at[own_row_tile, 0]).astype(jnp.float32)
+            if problem.bias:
+                plgpu.barrier_wait(smem["bias_full"])
+                row_bias = convert.load_rows(smem["bias"].at[pl.ds(warpgroup * TILE, TILE)])
+                row_bias = row_bias.astype(jnp.float32)
+                plgpu.commit_smem()  # read by threads, next written by TMA: order the two
+                plgpu.barrier_arrive(smem["bias_free"])
+            for piece in range(c.tile_m // TILE):
+                acc = total[:, piece * TILE : (piece + 1) * TILE]
+                if scale is not None:
+                    acc = acc * lax.broadcast_in_dim(scale, (TILE, TILE), (0,))
+                if row_bias is not None:
+                    acc = acc + lax.broadcast_in_dim(row_bias, (TILE, TILE), (0,))
+                staged = smem["out"].at[warpgroup, piece % _OUT_SLOTS]
+                # The store before may still be read, if it is not this slot's.
+                same = piece == 0 and (c.tile_m // TILE) % _OUT_SLOTS == 1
+                plgpu.wait_smem_to_gmem(0 if same else _OUT_SLOTS - 1, wait_read_only=True)
+                out = plgpu.layout_cast(acc.astype(out_dtype), plgpu.Layout.WGMMA_TRANSPOSED)
+                matrix(staged).T[...] = out
+                plgpu.commit_smem()
+                target = gmem["out"].at[
+                    pl.ds(m0 + piece * TILE, TILE), pl.ds(row_tile * TILE, TILE)
+                ]
+                plgpu.copy_smem_to_gmem(window(staged), target)
+
+        @pl.when(warpgroup < c.wg_n)
+        def _compute():
+            if c.compute_registers:
+                plgpu.set_max_registers(c.compute_registers, action="increase")
+            # Every slot begins free; signalled once, the loader needs no special first round.
+            lax.fori_loop(0, c.stages, lambda s, _: plgpu.barrier_arrive(smem["free"].at[s]), None)
+            if problem.bias:
+                plgpu.barrier_arrive(smem["bias_free"])
+            lax.fori_loop(0, num_tiles, multiply_tile, jnp.int32(0))
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+    free = {"num_arrivals": c.wg_n, "num_barriers": c.stages}
+    scratch = {
+        "w": plgpu.SMEM((c.stages, c.wg_n, tiles * fmt.bits, convert.LANES), jnp.int32),
+        "x": swizzled((c.stages, tiles), c.tile_m, dtype),
+        "out": swizzled((c.wg_n, _OUT_SLOTS), TILE, out_dtype),
+        "full": plgpu.Barrier(num_arrivals=1 + tiles + len(row_names), num_barriers=c.stages),
+        "free": plgpu.ClusterBarrier(collective_axes=("rank",), **free)
+        if multicast
+        else plgpu.Barrier(**free),
+        "fragment": convert.scratch_type(c.wg_n, dtype),
+    }
+    for name in row_names:
+        rows_dtype = jnp.uint8 if name == "zero" else w.scale.dtype
+        scratch[name] = plgpu.SMEM((c.stages, c.wg_n, stage_groups, TILE), rows_dtype)
+    if problem.bias:
+        scratch["bias"] = plgpu.SMEM((tile_n,), bias.dtype)
+        scratch["bias_full"] = plgpu.Barrier()
+        scratch["bias_free"] = plgpu.Barrier(num_arrivals=c.wg_n)
+
+    return plgpu.kernel(
+        kernel,
+        out_type=jax.ShapeDtypeStruct((m, n), out_dtype),
+        scratch_types=scratch,
+        grid=(clusters,),
+        grid_names=("clusters",),
+        cluster=(c.cluster_n,) if multicast else (),
+        cluster_names=("rank",) if multicast else (),
+        num_threads=c.wg_n + 1,
+        thread_name="wg",
+        kernel_name="mixed_mm_prefill",
+        compiler_params=plgpu.CompilerParams(
+            lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
+        ),
+    )(x, w.data, w.scale, *[w.zero_point] * zeros, *[bias] * problem.bias)

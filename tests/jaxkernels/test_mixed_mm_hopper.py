@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""mixed_mm's Hopper kernels interpreted on a CPU, with race detection; one or two tiles each."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkernels.mixed_mm import mixed_mm
+from jaxkernels.mixed_mm.hopper_decode import DecodeConfig
+from jaxkernels.mixed_mm.hopper_prefill import PrefillConfig
+from jaxkernels.mixed_mm.prepare import prepare
+from jaxkernels.mosaic.convert import FORMATS
+from jaxkernels.mosaic.interpret import interpreted
+from jaxkernels.quantized import dequantize, quantize
+from jaxkernels.scalar_types import scalar_types
+
+ZERO_POINTS = (scalar_types.uint4, scalar_types.uint8)
+
+
+def weight(rng, scalar_type, n, k, group, dtype=jnp.bfloat16):
+    values = jnp.asarray(rng.normal(size=(n, k)), dtype)
+    return quantize(values, scalar_type, group, zero_points=scalar_type in ZERO_POINTS)
+
+
+def run(x, w, config, bias=None):
+    with interpreted():
+        out = mixed_mm(x, prepare(w), bias=bias, implementation="hopper", config=config)
+        return np.asarray(out)
+
+
+# Every weight type with groups of 32, of 64 and without, each through one of the kernels.
+ONE_HOT = [
+    (scalar_type, group, jnp.float16 if i % 2 else jnp.bfloat16, ("decode", "prefill")[i // 2 % 2])
+    for i, (scalar_type, group) in enumerate(itertools.product(FORMATS, (32, 64, -1)))
+]
+
+
+@pytest.mark.parametrize("scalar_type, group, dtype, kernel", ONE_HOT)
+def test_one_hot_rows_recover_each_weight_bit_for_bit(rng, scalar_type, group, dtype, kernel):
+    n, k = 72, 64
+    w = weight(rng, scalar_type, n, k, group if group != 64 else 64, dtype)
+    if kernel == "decode":
+        scale_on = "weight" if group == 32 else "accumulator"
+        config = DecodeConfig(tile_m=64, wg_n=2, tile_k=64, stages=2, scale_on=scale_on)
+    else:
+        config = PrefillConfig(tile_m=64, wg_n=2, stages=2)
+    x = jnp.eye(k, dtype=dtype)
+    expected = np.asarray(dequantize(w, dtype)).T
+    got = run(x, w, config)
+    np.testing.assert_array_equal(
+        got.view(np.uint16), np.ascontiguousarray(expected).view(np.uint16)
+    )
+
+
+BOUNDED = {
+    "decode, groups of 128, N and M ragged": (
+        (13, 136, 256, 128, False),
+        DecodeConfig(tile_m=16, wg_n=2, tile_k=128, stages=2),
+    ),
+    "decode, K split over warpgroups and blocks, with bias": (
+        (9, 72, 512, 64, True),
+        DecodeConfig(tile_m=16, wg_n=1, wg_k=2, tile_k=128, stages=2, split_k=2),
+    ),
+    "decode, K not in whole stages": (
+        (8, 64, 160, 32, False),
+        DecodeConfig(tile_m=8, wg_n=2, tile_k=128, stages=2, scale_on="weight"),
+    ),
+    "decode, two tiles of x": (
+        (20, 64, 128, -1, True),
+        DecodeConfig(tile_m=16, wg_n=1, tile_k=64, stages=2),
+    ),
+    "prefill, more tiles than blocks, with bias": (
+        (130, 328, 192, 64, True),
+        PrefillConfig(tile_m=64, wg_n=2, stages=2),
+    ),
+    "prefill, x shared by a cluster": (
+        (70, 400, 128, 128, True),
+        PrefillConfig(tile_m=64, wg_n=2, stages=3, cluster_n=2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_close_to_float32(rng, name):
+    (m, n, k, group, with_bias), config = BOUNDED[name]
+    w = weight(rng, scalar_types.uint4b8, n, k, group)
+    x = jnp.asarray(rng.normal(size=(m, k)), jnp.bfloat16)
+    bias = jnp.asarray(rng.normal(size=n), jnp.bfloat16) if with_bias else None
+    exact = np.asarray(x, np.float64) @ np.asarray(dequantize(w), np.float64).T
+    exact = exact + (0 if bias is None else np.asarray(bias, np.float64))
+    weights = dequantize(w, jnp.bfloat16)
+    plain = jnp.dot(x, weights.T, preferred_element_type=jnp.float32).astype(jnp.float32)
+    plain = (plain + (0 if bias is None else bias.astype(jnp.float32))).astype(jnp.bfloat16)
+    allowed = 2 * np.abs(np.asarray(plain, np.float64) - exact).max() + 1e-5
+    assert np.abs(run(x, w, config, bias).astype(np.float64) - exact).max() <= allowed
+
+
+def test_act_order_is_a_gather_of_x(rng):
+    n, k, group = 64, 256, 64
+    w = weight(rng, scalar_types.int4, n, k, group)
+    order = rng.permutation(k)
+    g_idx = jnp.asarray((order // group).astype(np.int32))
+    shuffled = jax.tree.map(lambda v: v, w)
+    shuffled = type(w)(
+        data=w.data, scale=w.scale, g_idx=g_idx, shape=w.shape, scalar_type=w.scalar_type,
+        group_shape=w.group_shape,
+    ).validate()  # fmt: skip
+    x = jnp.asarray(rng.integers(-4, 5, (8, k)), jnp.bfloat16)
+    config = DecodeConfig(tile_m=8, wg_n=1, tile_k=64, stages=2)
+    expected = np.asarray(x, np.float64) @ np.asarray(dequantize(shuffled), np.float64).T
+    got = run(x, shuffled, config).astype(np.float64)
+    np.testing.assert_allclose(got, expected, rtol=2**-7, atol=2**-7 * np.abs(expected).max())
+
+
+def test_illegal_configs_are_refused_before_a_launch(rng):
+    w = weight(rng, scalar_types.uint4b8, 64, 256, 32)
+    x = jnp.zeros((4, 256), jnp.bfloat16)
+    with pytest.raises(ValueError, match="groups under 64 need their scales on the weights"):
+        run(x, w, DecodeConfig(tile_k=128, stages=2))
+    with pytest.raises(ValueError, match="bytes of shared memory"):
+        run(x, w, DecodeConfig(tile_k=512, stages=16, scale_on="weight"))
+
+
+def test_unprepared_weights_are_refused_with_the_remedy(rng):
+    w = weight(rng, scalar_types.uint4b8, 64, 128, 64)
+    with interpreted(), pytest.raises(NotImplementedError, match="mixed_mm.prepare"):
+        mixed_mm(jnp.ones((4, 128), jnp.bfloat16), w, implementation="hopper")
