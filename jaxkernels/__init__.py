@@ -10,7 +10,8 @@ from jaxkernels.explain import explain_choice
 from jaxkernels.mixed_mm import mixed_mm
 from jaxkernels.mixed_mm.prepare import prepare, unprepare
 from jaxkernels.quantize import quantize_fp8, quantize_fp8_group, quantize_int8
-from jaxkernels.quantized import GroupShape, QuantizedTensor, dequantize, quantize
+from jaxkernels.quantized import GroupShape, QuantizedTensor, dequantize
+from jaxkernels.quantizer import quantize
 from jaxkernels.scalar_types import ScalarType, scalar_types
 from jaxkernels.scaled_mm import scaled_mm, w8a8_linear
 

@@ -15,7 +15,8 @@ from typing import Any
 import jax
 
 from jaxkernels.problem import Support
-from jaxkernels.quantized import QuantizedTensor, quantize
+from jaxkernels.quantized import QuantizedTensor
+from jaxkernels.quantizer import quantize
 from jaxkernels.scalar_types import ScalarType, scalar_types
 from selection.configs import (
     FP8ScaledMMLinearLayerConfig,

@@ -15,7 +15,8 @@ from jaxkernels.mixed_mm.hopper_prefill import PrefillConfig
 from jaxkernels.mixed_mm.prepare import prepare
 from jaxkernels.mosaic.convert import FORMATS
 from jaxkernels.mosaic.interpret import interpreted
-from jaxkernels.quantized import dequantize, quantize
+from jaxkernels.quantized import dequantize
+from jaxkernels.quantizer import quantize
 from jaxkernels.scalar_types import scalar_types
 
 ZERO_POINTS = (scalar_types.uint4, scalar_types.uint8)

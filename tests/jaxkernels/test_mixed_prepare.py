@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from jaxkernels.mixed_mm.prepare import HOPPER_FRAGMENT, prepare, unprepare
 from jaxkernels.mosaic import convert
-from jaxkernels.quantized import GroupShape, QuantizedTensor, pack_nibbles, quantize
+from jaxkernels.quantized import GroupShape, QuantizedTensor, pack_nibbles
+from jaxkernels.quantizer import quantize
 from jaxkernels.scalar_types import scalar_types
 
 TYPES = list(convert.FORMATS)
