@@ -49,6 +49,7 @@ flags.DEFINE_bool("retry_failed", False, "with --resume, measure those that fail
 flags.DEFINE_float("cell_seconds", 60, "a cell that takes longer counts as hung")
 flags.DEFINE_float("cap", 0, "start no new cell after this many seconds (0: no limit)")
 flags.DEFINE_integer("threads", 8, "threads that compile kernels ahead")
+flags.DEFINE_bool("sweep", False, "time every config too, to see how good the chosen one is")
 flags.DEFINE_bool("warm", False, "first compile the peers that compile themselves, in parallel")
 flags.DEFINE_bool("warm_only", False, "compile this process's peers and measure nothing")
 flags.DEFINE_bool("repro", False, "print a command line that repeats each cell")
@@ -218,7 +219,13 @@ def run(cells: list[Cell]) -> int:
                 if weights is None and cell.n is not None and not is_host(cell):
                     weights = ops.make_weights(cell)
                 record = measure(
-                    cell, weights, futures.get(cell), device, FLAGS.peers, FLAGS.verify
+                    cell,
+                    weights,
+                    futures.get(cell),
+                    device,
+                    FLAGS.peers,
+                    FLAGS.verify,
+                    pool if FLAGS.sweep else None,
                 )
                 timer.cancel()
                 keep(cell, record)

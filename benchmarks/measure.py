@@ -3,7 +3,7 @@
 """One cell: ours and every peer, each checked before it is timed; a failure becomes its reason."""
 
 from collections.abc import Collection
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future, wait
 
 from benchmarks import report, timing
 from benchmarks.suites import CEILINGS, FAMILIES, Cell
@@ -37,6 +37,7 @@ def measure(
     device: str,
     sources: Collection[str],
     verify: bool,
+    sweep: Executor | None = None,
 ) -> dict:
     """The record of a cell.
 
@@ -46,6 +47,7 @@ def measure(
       device: name of the card, for its ceilings.
       sources: which peers to run ("torch", "vllm", ...).
       verify: whether results are compared with the reference.
+      sweep: threads that compile every config there is, to find this cell's own best.
     """
     if is_host(cell):
         return _measure_host(cell, device, verify)
@@ -79,10 +81,36 @@ def measure(
             (times if peer.eligible else others)[peer.name] = t
         except Exception as error:
             failed[peer.name] = reason(error)
-    return report.make_record(
+    record = report.make_record(
         cell, kernel=kernel, config=config, us=us, peers=times, others=others, rel_err=err,
         failed=failed, ceilings=CEILINGS.get(device),
     )  # fmt: skip
+    if sweep is not None and us is not None:
+        record |= _best_config(cell, o, made.configs(), sweep)
+    return record
+
+
+def _best_config(cell: Cell, o, configs, pool: Executor) -> dict:
+    """The fastest of all configs: what the chosen one is measured against on unseen shapes."""
+    from benchmarks import ours
+
+    futures = {config: pool.submit(ours.compiled, cell, config) for config in configs}
+    wait(futures.values())
+    times = {}
+    for config, future in futures.items():
+        try:
+            made, function = future.result()
+            arguments = made.operands(o)
+            check(cell, made.finish(function(*arguments[0]), o), o.reference)
+            times[config] = timing.graph_time(
+                [lambda f=function, a=a: f(*a) for a in arguments[:4]]
+            )
+        except Exception:  # a config that is no good is no candidate
+            continue
+    if not times:
+        return {}
+    best = min(times, key=times.get)
+    return {"best_config": str(best), "best_us": round(times[best], 3), "configs": len(times)}
 
 
 def _measure_host(cell: Cell, device: str, verify: bool) -> dict:

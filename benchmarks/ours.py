@@ -34,6 +34,7 @@ class Plan:
       operands: gives one tuple of torch tensors a weight copy.
       kernel, config: what the record says ran.
       finish: turns the first call's result into the float result that the cell checks.
+      configs: gives every config that tuning would consider.
     """
 
     fn: Callable
@@ -42,11 +43,17 @@ class Plan:
     kernel: str
     config: str
     finish: Callable[[object, Operands], torch.Tensor] = lambda out, o: out
+    configs: Callable[[], tuple] = tuple
 
 
-def plan(cell: Cell) -> Plan:
-    """How our kernels run this cell. Raises where they do not take it, with the reason."""
+def plan(cell: Cell, config=None) -> Plan:
+    """How our kernels run this cell, by default with the config that the tuning chooses.
+
+    Raises where they do not take it, with the reason.
+    """
     op = FAMILIES[cell.family].op
+    if config is not None:
+        return {"scaled_mm": _scaled, "mixed_mm": _mixed}[op](cell, config)
     return {"scaled_mm": _scaled, "w8a8_linear": _linear, "mixed_mm": _mixed,
             "quantize": _quantize}[op](cell)  # fmt: skip
 
@@ -71,7 +78,7 @@ def _struct(shape, dtype) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _scaled(cell: Cell) -> Plan:
+def _scaled(cell: Cell, config=None) -> Plan:
     from jaxkernels import scaled_mm as op
     from jaxkernels.scaled_mm.op import IMPLEMENTATIONS
 
@@ -98,7 +105,7 @@ def _scaled(cell: Cell) -> Plan:
     def fn(x, w, x_scale, w_scale, azp=None, azp_adj=None):
         return op(
             x, w, x_scale, w_scale, azp=azp, azp_adj=azp_adj, out_dtype=BF16,
-            implementation="hopper",
+            implementation="hopper", config=config,
         )  # fmt: skip
 
     def operands(o: Operands):
@@ -108,8 +115,10 @@ def _scaled(cell: Cell) -> Plan:
         x_scale = o.x_scale.contiguous()
         return [(o.x, w, x_scale, o.weights.scale, *extra) for w in o.weights.data]
 
-    config = _supported(_hopper(IMPLEMENTATIONS), problem)
-    return Plan(fn, tuple(structs), operands, "scaled_mm/hopper", config)
+    kernel = _hopper(IMPLEMENTATIONS)
+    chosen = _supported(kernel, problem) if config is None else str(config)
+    legal = functools.partial(kernel.configs, problem, trace_device())
+    return Plan(fn, tuple(structs), operands, "scaled_mm/hopper", chosen, configs=legal)
 
 
 def _linear(cell: Cell) -> Plan:
@@ -187,7 +196,7 @@ def _like(t: torch.Tensor) -> torch.Tensor:
     return raw.view(t.dtype).view(t.shape)
 
 
-def _mixed(cell: Cell) -> Plan:
+def _mixed(cell: Cell, config=None) -> Plan:
     from jaxkernels import mixed_mm as op
     from jaxkernels.mixed_mm.op import IMPLEMENTATIONS
     from jaxkernels.mixed_mm.prepare import prepare
@@ -207,7 +216,7 @@ def _mixed(cell: Cell) -> Plan:
 
     def fn(x, *leaves):
         weight = jax.tree.unflatten(tree, leaves)
-        return op(x, weight, out_dtype=BF16, implementation="hopper")
+        return op(x, weight, out_dtype=BF16, implementation="hopper", config=config)
 
     def operands(o: Operands):
         return [(o.x, *leaves) for leaves in _prepared_copies(o.weights, plain)]
@@ -215,9 +224,11 @@ def _mixed(cell: Cell) -> Plan:
     def finish(out, o: Operands):  # the op multiplies weights only; the token scale is the caller's
         return out.float() * o.x_scale if a8 else out
 
-    config = _supported(_hopper(IMPLEMENTATIONS), problem)
+    kernel = _hopper(IMPLEMENTATIONS)
+    chosen = _supported(kernel, problem) if config is None else str(config)
+    legal = functools.partial(kernel.configs, problem, trace_device())
     structs = (_struct((m, k), dtype), *leaves)
-    return Plan(fn, structs, operands, "mixed_mm/hopper", config, finish)
+    return Plan(fn, structs, operands, "mixed_mm/hopper", chosen, finish, legal)
 
 
 def _prepared_copies(w: Weights, plain: QuantizedTensor) -> list[tuple[torch.Tensor, ...]]:
@@ -280,9 +291,9 @@ def _quantize(cell: Cell) -> Plan:
 
 
 @functools.lru_cache(maxsize=512)
-def compiled(cell: Cell) -> tuple[Plan, Callable]:
+def compiled(cell: Cell, config=None) -> tuple[Plan, Callable]:
     """The plan and its launcher on torch tensors, compiled once a process."""
-    made = plan(cell)
+    made = plan(cell, config)
     return made, torch_function(made.fn, made.structs)
 
 

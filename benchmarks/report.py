@@ -170,9 +170,12 @@ def print_tables(records: Sequence[dict], console) -> None:
 
     for family in dict.fromkeys(r["family"] for r in records):
         table = Table(title=family, title_justify="left")
-        for name in "shape M group us best_us best_peer ratio floor_us %floor rel_err".split():
+        mine = [r for r in records if r["family"] == family]
+        swept = any("best_us" in r for r in mine)
+        names = "shape M group us peer_us best_peer ratio floor_us %floor rel_err".split()
+        for name in names + ["own best"] * swept:
             table.add_column(name, justify="left" if name in ("shape", "best_peer") else "right")
-        for r in (r for r in records if r["family"] == family):
+        for r in mine:
             shape = f"K={r['k']}" if r["n"] is None else f"{r['n']}x{r['k']}"
             best = min(r["peers"], key=r["peers"].get, default="-")
             why = (r.get("failed") or {}).get("ours")
@@ -190,6 +193,7 @@ def print_tables(records: Sequence[dict], console) -> None:
                 _number(r["floor_us"], ".1f"),
                 _number(share, ".0f"),
                 _number(r["rel_err"], ".2g"),
+                *([_own_best(r)] * swept),
             )
         console.print(table)
     table = Table(title="geometric means", title_justify="left")
@@ -207,6 +211,13 @@ def print_tables(records: Sequence[dict], console) -> None:
             _number(row["share"] and 100 * row["share"], ".0f"),
         )
     console.print(table)
+
+
+def _own_best(record: dict) -> str:
+    """How far the chosen config is from the fastest of all, and which that is."""
+    if "best_us" not in record:
+        return "-"
+    return f"{record['us'] / record['best_us']:.2f}x of {record['best_config']}"
 
 
 def readme_table(files: Sequence[tuple[dict, list[dict]]]) -> str:

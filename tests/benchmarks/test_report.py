@@ -99,6 +99,15 @@ def test_tables_show_every_cell(records):
     assert "1.60" in text and "geometric means" in text
 
 
+def test_swept_cells_show_their_own_best(records):
+    from rich.console import Console
+
+    records[0] |= {"best_us": 4.0, "best_config": "Config(7)", "configs": 12}
+    out = io.StringIO()
+    report.print_tables(records, Console(file=out, width=200))
+    assert "1.25x of Config(7)" in out.getvalue()
+
+
 def test_readme_is_rewritten_between_its_markers(tmp_path, records):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
