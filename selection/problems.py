@@ -10,18 +10,15 @@ before it would not.
 from __future__ import annotations
 
 import functools
-import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxkernels.problem import (
-    Device,
-    Implementation,
-    MixedMMProblem,
-    ScaledMMProblem,
-)
-from jaxkernels.quantized import WEIGHT_TYPES, GroupShape
+from jaxkernels.mixed_mm import IMPLEMENTATIONS as MIXED_MM
+from jaxkernels.mixed_mm.prepare import HOPPER_FRAGMENT
+from jaxkernels.problem import Device, Implementation, MixedMMProblem, ScaledMMProblem
+from jaxkernels.quantized import PLAIN, WEIGHT_TYPES, GroupShape
 from jaxkernels.scalar_types import scalar_types
+from jaxkernels.scaled_mm import IMPLEMENTATIONS as SCALED_MM
 from jaxkernels.tuning import mixed_mm as mixed_tuning
 from jaxkernels.tuning import scaled_mm as scaled_tuning
 from selection.dtypes import dtype_name
@@ -33,7 +30,7 @@ NOMINAL_SIZE = 4096
 NOMINAL_M = 16
 
 # Weights are brought into these layouts at load, whichever their implementation wants.
-_LAYOUTS = ("plain", "hopper_fragment")
+_LAYOUTS = (PLAIN, HOPPER_FRAGMENT)
 
 _WEIGHT_TYPES = {
     "float8_e4m3fn": scalar_types.float8_e4m3fn,
@@ -42,10 +39,10 @@ _WEIGHT_TYPES = {
 _BLOCK = GroupShape(128, 128)
 
 
-@functools.cache
-def _table(op: str) -> dict[str, Implementation]:
-    module = importlib.import_module(f"jaxkernels.{op}.op")
-    return {implementation.name: implementation for implementation in module.IMPLEMENTATIONS}
+_TABLES: dict[str, dict[str, Implementation]] = {
+    "scaled_mm": {implementation.name: implementation for implementation in SCALED_MM},
+    "mixed_mm": {implementation.name: implementation for implementation in MIXED_MM},
+}
 
 
 @functools.cache
@@ -53,7 +50,7 @@ def implementations_of(backing: Any) -> tuple[tuple[str, Implementation], ...]:
     """(name, implementation) of those in a `Backing` that exist in this version, in its order."""
     if backing is None:
         return ()
-    table = _table(backing.op)
+    table = _TABLES[backing.op]
     return tuple((name, table[name]) for name in backing.implementations if name in table)
 
 
@@ -79,30 +76,24 @@ class Resolved:
         return "; ".join(f"{name}: {reason}" for name, reason in self.rejected)
 
 
-def _with_layout(problem: Problem, layout: str) -> Problem:
-    if layout == "plain" or not isinstance(problem, MixedMMProblem):
-        return problem
-    fields = {name: getattr(problem, name) for name in problem.__dataclass_fields__}
-    return MixedMMProblem(**(fields | {"layout": layout}))
-
-
 @functools.lru_cache(maxsize=4096)
 def resolve(backing: Any, problem: Problem, device: Device) -> Resolved:
     """Which implementation of a backing runs a problem on a device; asks no hardware."""
-    table = _table(backing.op)
+    table = _TABLES[backing.op]
     rejected = []
-    layouts = _LAYOUTS if isinstance(problem, MixedMMProblem) else _LAYOUTS[:1]
+    laid_out = [problem]
+    if isinstance(problem, MixedMMProblem):
+        laid_out = [replace(problem, layout=layout) for layout in _LAYOUTS]
     for name in backing.implementations:
         if name not in table:
             rejected.append((name, "no such kernel in this version"))
             continue
         reasons: tuple[str, ...] = ()
-        for layout in layouts:
-            laid_out = _with_layout(problem, layout)
-            support = table[name].supports(laid_out, device)
+        for candidate in laid_out:
+            support = table[name].supports(candidate, device)
             if support.ok:
                 slow = name == "xla" and device.platform == "cuda" and bool(rejected)
-                return Resolved(name, laid_out, tuple(rejected), slow)
+                return Resolved(name, candidate, tuple(rejected), slow)
             # Of two refusals, the shorter is the one that is not about the layout.
             if not reasons or len(support.reasons) < len(reasons):
                 reasons = support.reasons
