@@ -2,10 +2,11 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """Swizzled shared-memory tiles that TMA fills and wgmma reads, at any global shape.
 
-A tile is `rows` lines of 128 bytes, swizzled over 128 bytes: what wgmma wants of a K-major operand
-and what TMA writes in one box. Pallas's own `TilingTransform` would tile the *global* array too,
-which then must be a whole number of tiles. Here only the shared side is tiled (`matrix`), and TMA
-sees a plain two-dimensional box (`window`), so it zero-fills and clips at ragged edges by itself.
+A tile is `rows` lines of 128 bytes (of 64 or 32 for outputs), swizzled over a line: what wgmma
+wants of a K-major operand and what TMA writes in one box. Pallas's own `TilingTransform` would
+tile the *global* array too, which then must be a whole number of tiles. Here only the shared side
+is tiled (`matrix`), and TMA sees a plain two-dimensional box (`window`), so it zero-fills and
+clips at ragged edges by itself.
 
     scratch = swizzled(slots, rows, dtype)
     copy_gmem_to_smem(gmem.at[pl.ds(r, rows), pl.ds(k, width)], window(scratch.at[slot]), barrier)
@@ -26,20 +27,15 @@ LINE_BYTES = 128
 _SWIZZLE_ROWS = 8
 
 
-def line_elements(dtype) -> int:
-    """Elements in a line of 128 bytes: the width of every tile."""
-    return LINE_BYTES // jnp.dtype(dtype).itemsize
-
-
-def swizzled(slots: tuple[int, ...], rows: int, dtype):
-    """Scratch of `slots` tiles, each `rows` (a multiple of 8) lines of 128 bytes."""
+def swizzled(slots: tuple[int, ...], rows: int, dtype, line_bytes: int = LINE_BYTES):
+    """Scratch of `slots` tiles, each `rows` (a multiple of 8) lines of 32, 64 or 128 bytes."""
     if rows % _SWIZZLE_ROWS:
         raise ValueError(f"rows: expected a multiple of {_SWIZZLE_ROWS}, got {rows}")
-    width = line_elements(dtype)
+    width = line_bytes // jnp.dtype(dtype).itemsize
     if is_interpreting():  # the interpreter keeps no physical order
         return plgpu.SMEM((*slots, rows, width), dtype)
     shape = (*slots, rows // _SWIZZLE_ROWS, 1, _SWIZZLE_ROWS, width)
-    return plgpu.SMEM(shape, dtype, transforms=(plgpu.SwizzleTransform(LINE_BYTES),))
+    return plgpu.SMEM(shape, dtype, transforms=(plgpu.SwizzleTransform(line_bytes),))
 
 
 def window(tile):

@@ -37,6 +37,7 @@ class Config:
         tile, cluster_n of them x's, each tile then being read from L2 once.
       warpgroups: multiplying warpgroups; a further one loads.
       panel: tiles of M that a wave of blocks walks before it moves along N.
+      overlap: start while the kernel ahead on the stream still runs (its results are waited for).
     """
 
     tile_m: int
@@ -48,6 +49,7 @@ class Config:
     cluster_n: int = 1
     warpgroups: int = 2
     panel: int = 8
+    overlap: bool = False
 
     @property
     def cluster(self) -> int:
@@ -113,19 +115,25 @@ class Plan:
         return min(total, max(num_sms // self.config.cluster, 1))
 
     @property
-    def out_line(self) -> int:
-        """Output elements in 128 bytes."""
-        return TILE_K // jnp.dtype(self.problem.out_dtype).itemsize
+    def out_itemsize(self) -> int:
+        return jnp.dtype(self.problem.out_dtype).itemsize
+
+    @property
+    def out_line_bytes(self) -> int:
+        """Bytes of a line of the staged output: a row's 64 rows of w if swapped, else columns."""
+        if self.config.swap:
+            return 64 * self.out_itemsize
+        return next(b for b in (128, 64, 32, 16) if self.part_cols * self.out_itemsize % b == 0)
 
     @property
     def out_transposed_plain(self) -> bool:
         """Whether the staged output is [x rows, 64] unswizzled (float32 of a swapped product)."""
-        return self.config.swap and self.out_line < 64
+        return self.config.swap and self.out_itemsize == 4
 
     @property
     def parts(self) -> int:
         """Blocks of a split that each finish a slice of the tile's columns."""
-        unit = 8 if self.config.swap else self.out_line
+        unit = 8 if self.config.swap else 64 // self.out_itemsize
         for parts in range(self.config.split_k, 0, -1):
             if self.cols % (parts * unit) == 0:
                 return parts
@@ -166,8 +174,7 @@ class Plan:
 
     @property
     def out_slot_bytes(self) -> int:
-        line = TILE_K * (2 if self.out_transposed_plain else 1)
-        return self.config.warpgroups * self.out_rows * line
+        return self.config.warpgroups * self.out_rows * self.out_line_bytes
 
     def out_slots(self, smem_bytes: int) -> int:
         """Staged output tiles a warpgroup: 2 where they fit, so that writing overlaps sending."""
@@ -177,8 +184,8 @@ class Plan:
     @property
     def accumulator_registers(self) -> int:
         """Registers a thread holds in accumulators."""
-        one = self.wg_rows * self.cols // 128
-        return 2 * one if self.block_scaled else one
+        total = self.wg_rows * self.cols // 128
+        return total + 64 * self.cols // 128 if self.block_scaled else total
 
     @property
     def needs_more_registers(self) -> bool:
@@ -213,8 +220,8 @@ class Plan:
             (self.cols % 8 == 0 and 8 <= self.cols <= 256, f"columns 8..256, got {self.cols}"),
             (self.rows <= 256, f"a TMA box has at most 256 rows, got {self.rows}"),
             (
-                c.swap or self.cols % self.out_line == 0,
-                f"whole output lines of {self.out_line}, got {self.cols} columns",
+                c.swap or self.cols * self.out_itemsize % 64 == 0,
+                f"output lines of 64 bytes, got {self.cols} columns of {p.out_dtype}",
             ),
             (c.stages >= 2, f"at least 2 stages, got {c.stages}"),
             (
@@ -230,8 +237,12 @@ class Plan:
                 f"{self.k_steps} steps of K leave a block of {c.split_k} without work",
             ),
             (
-                not self.block_scaled or p.k == 0 or c.tile_n % 64 == 0,
+                not self.block_scaled or c.tile_n % 64 == 0,
                 "block scales: a warpgroup's rows of w under one scale",
+            ),
+            (
+                not self.block_scaled or c.split_k == 1 or self.wg_rows == 64,
+                "block scales: a split sums 64 rows a warpgroup",
             ),
             (
                 not self.block_scaled or (self.cols if not c.swap else self.wg_rows) <= BLOCK,
