@@ -75,6 +75,8 @@ def test_where_the_kernel_of_the_architecture_is_missing_xla_backs_the_class():
     text = choice.explain(m=16)
     assert "SLOW PATH: XLA runs it, because hopper: needs an NVIDIA GPU of capability 9.x" in text
     assert "ampere" in text
+    # Weights are prepared at load, so their layout at rest is no reason.
+    assert "prepared" not in text
 
 
 def test_a_size_that_the_kernel_refuses_is_slow_at_that_size_only():
