@@ -150,7 +150,7 @@ class Block:
             if c.split_k > 1:
                 sum_over_cluster(
                     totals[0],
-                    lambda part, index: self.finish([part], m, n, index * plan.part_cols),
+                    lambda part, index: self.finish([part], 0, m, n, index * plan.part_cols),
                     axis="k",
                     size=c.split_k,
                     parts=plan.parts,
@@ -160,7 +160,7 @@ class Block:
                     outputs=self.board,
                 )
             else:
-                self.finish(totals, m, n, 0)
+                self.finish(totals, i, m, n, 0)
             if self.vectors:
                 plgpu.barrier_arrive(smem["vectors_free"])
             return carry
@@ -256,17 +256,20 @@ class Block:
 
     # ---- the epilogue
 
-    def finish(self, totals, m, n, first_col):
+    def finish(self, totals, i, m, n, first_col):
         """Scales, rounds and sends this warpgroup's rows, given as blocks of rows x columns.
 
-        The columns begin at `first_col` of the tile.
+        They belong to the block's i-th tile, and the columns begin at `first_col` of it.
         """
         plan, c = self.plan, self.plan.config
-        first_row, store = self.warpgroup * plan.wg_rows, 0
+        first_row = self.warpgroup * plan.wg_rows
+        width = plan.part_cols if c.swap else plan.out_line_bytes // plan.out_itemsize
+        # Staging slots go round from tile to tile, or a tile's first store could overwrite what
+        # the last one of the tile before is still sending.
+        store = i * (plan.wg_rows // 64 * (plan.part_cols // width))
         for total in totals:
             rows, cols = total.shape
             value = self.scale(total, first_row, first_col).astype(plan.problem.out_dtype)
-            width = cols if c.swap else plan.out_line_bytes // plan.out_itemsize
             for row, col in itertools.product(range(0, rows, 64), range(0, cols, width)):
                 part = value[row : row + 64, col : col + width]
                 if c.swap:
@@ -279,7 +282,7 @@ class Block:
 
     def send(self, part, m, n, store):
         """Stages one tile in shared memory and has TMA write it; clipped at the edges."""
-        slot = store % self.out_slots
+        slot = lax.rem(jnp.int32(store), jnp.int32(self.out_slots))
         staged = self.smem["out"].at[self.warpgroup, slot]
         plgpu.wait_smem_to_gmem(self.out_slots - 1, wait_read_only=True)
         plain = self.plan.out_transposed_plain
