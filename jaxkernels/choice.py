@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,11 +92,3 @@ def _warn_once(name: str, problem: Any, reasons: tuple[str, ...]) -> None:
         name,
         "; ".join(reasons),
     )
-
-
-def kernels_of(module: str) -> tuple[Implementation, ...]:
-    """`(module.KERNEL,)`, or `()` while that module is not written."""
-    if importlib.util.find_spec(module) is None:
-        return ()
-    kernel = getattr(importlib.import_module(module), "KERNEL", None)
-    return () if kernel is None else (kernel,)

@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxkernels import batching, checks
-from jaxkernels.choice import choose, kernels_of, warn_if_slow
+from jaxkernels.choice import choose, warn_if_slow
 from jaxkernels.gradient import linear_vjp
-from jaxkernels.mixed_mm import reference, xla
+from jaxkernels.mixed_mm import hopper, reference, xla
 from jaxkernels.mosaic.device import trace_device
 from jaxkernels.problem import Implementation, MixedMMOperands, MixedMMProblem, dtype_name
 from jaxkernels.quantized import QuantizedTensor
 
 # In order of preference.
-IMPLEMENTATIONS = (*kernels_of("jaxkernels.mixed_mm.hopper"), xla.KERNEL, reference.KERNEL)
+IMPLEMENTATIONS = (hopper.KERNEL, xla.KERNEL, reference.KERNEL)
 
 _FLOATS = (jnp.bfloat16, jnp.float16, jnp.float32)
 
@@ -41,12 +41,13 @@ def mixed_mm(
     16- or 32-bit scales have gradients, codes and zero points have none.
 
     Precision: float32 sums. Per-tensor and per-channel scales are applied to the float32 sum, the
-    weights being exact before; with groups or blocks a weight is rounded once to x's dtype, as
-    Marlin and Machete do. Bias is added in float32, then there is one rounding.
+    weights being exact before; with groups or blocks a weight is rounded at most once, to x's
+    dtype, as Marlin and Machete do. Bias is added in float32, then there is one rounding.
 
     Args:
       x: bfloat16, float16 or float32 [..., K]; leading dimensions are flattened to M. M = 0 works.
-      w: a `QuantizedTensor` of shape (N, K), of plain or prepared layout.
+      w: a `QuantizedTensor` of shape (N, K). Plain, or prepared once (`jaxkernels.prepare`) for
+        the Hopper kernels, which take nothing else.
       bias: float [N] or [1, N].
       out_dtype: bfloat16, float16 or float32; None is x's dtype.
       implementation: None for the first that supports the problem; else a name, or names in
