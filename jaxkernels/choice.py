@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,19 +75,20 @@ def _requested(
     return [by_name[name] for name in names]
 
 
+_warned: set[tuple] = set()
+
+
 def warn_if_slow(choice: Choice) -> None:
-    """Logs, once per problem and reasons, that a Hopper GPU will not run the Hopper kernel."""
-    if choice.name != "hopper" and choice.device.is_hopper:
-        for name, reasons in choice.rejected:
-            if name == "hopper":
-                _warn_once(choice.name, choice.problem, reasons)
-
-
-@functools.cache
-def _warn_once(name: str, problem: Any, reasons: tuple[str, ...]) -> None:
-    logging.warning(
-        "jaxkernels: %s runs on the slower %r path; the Hopper kernel refuses it: %s",
-        problem,
-        name,
-        "; ".join(reasons),
-    )
+    """Logs, once a layer (whatever its m), that a Hopper GPU will not run the Hopper kernel."""
+    reasons = dict(choice.rejected).get("hopper")
+    if choice.name == "hopper" or reasons is None or not choice.device.is_hopper:
+        return
+    layer = (choice.name, dataclasses.replace(choice.problem, m=0))
+    if layer not in _warned:
+        _warned.add(layer)
+        logging.warning(
+            "jaxkernels: %s runs on the slower %r path; the Hopper kernel refuses it: %s",
+            choice.problem,
+            choice.name,
+            "; ".join(reasons),
+        )

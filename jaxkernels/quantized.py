@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 
 from jaxkernels import checks
@@ -211,6 +213,25 @@ class QuantizedTensor:
         """Whether two elements share a byte."""
         return self.scalar_type.size_bits == 4
 
+
+def _static_to_bytes(static: tuple) -> bytes:
+    shape, scalar_type, group_shape, layout = static
+    return json.dumps([shape, scalar_type.id, group_shape, layout]).encode()
+
+
+def _static_from_bytes(data: bytes) -> tuple:
+    shape, scalar_type, group_shape, layout = json.loads(data)
+    return tuple(shape), ScalarType.from_id(scalar_type), GroupShape(*group_shape), layout
+
+
+# So that functions of quantized weights can be exported and their exports saved (jax.export).
+jax.export.register_pytree_node_serialization(
+    QuantizedTensor,
+    serialized_name="jaxkernels.QuantizedTensor",
+    serialize_auxdata=_static_to_bytes,
+    deserialize_auxdata=_static_from_bytes,
+    from_children=lambda static, children: QuantizedTensor(*children, *static),
+)
 
 _SCALE_DTYPES = (
     jnp.float32,

@@ -48,7 +48,7 @@ def scaled_mm(
     one azp of a static scheme multiplied in. Block-scaled, each 128 of K is summed by itself:
     `out[m, n] = sum_b x_scale[m, b] * w_scale[n // 128, b] * sum_(k in b) x[m, k] * w[n, k]`.
 
-    Precision: int8 sums, products of zero points and differences are exact int32 (K <= 131072);
+    Precision: int8 sums, products of zero points and differences are exact int32 (K < 131072);
     fp8 sums are float32, but on Hopper's tensor cores, which keep about 14 bits of a running sum:
     up to 128 of K at a time with block scales, all of K without (as every fast fp8 GEMM there).
     Scales and bias are applied in float32, then there is one rounding.

@@ -5,6 +5,7 @@
 import dataclasses
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -18,9 +19,11 @@ from jaxkernels import (
     dequantize,
     mixed_mm,
     quantize,
+    quantized,
     scalar_types,
 )
 from jaxkernels.mixed_mm.prepare import can_prepare, prepare
+from jaxkernels.mosaic.device import abstract_mesh
 from jaxkernels.quantized import pack_nibbles, stored_codes
 
 F = np.float32
@@ -203,6 +206,42 @@ def test_gradient(rng, scheme):
     for a, b in zip(got, want, strict=True):
         assert a.dtype == b.dtype and np.any(a)
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4)
+
+
+def test_gradient_through_a_prepared_layout(rng):
+    w = quantize(rng.standard_normal((64, 128)).astype(F), scalar_types.uint4, 64, zero_points=True)
+    x = rng.standard_normal((3, 128)).astype(F)
+
+    def loss(x, w):
+        return jnp.sum(mixed_mm(x, w) ** 2)
+
+    dx, dw = jax.grad(loss, (0, 1), allow_int=True)(x, w)
+    p_dx, p_dw = jax.grad(loss, (0, 1), allow_int=True)(x, prepare(w))
+    np.testing.assert_allclose(p_dx, dx, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        np.sort(p_dw.scale.ravel()), np.sort(dw.scale.ravel()), rtol=1e-3, atol=1e-2
+    )
+
+
+def test_export(rng):
+    w = weight_of(rng, "uint4-zp-g48", dtype=F)
+    x = rng.standard_normal((3, K)).astype(F)
+    exported = jax.export.export(jax.jit(mixed_mm))(x, w)
+    np.testing.assert_array_equal(exported.call(x, w), mixed_mm(x, w))
+    with pytest.raises(ValueError, match="pytree"):
+        exported.call(x, dataclasses.replace(w, layout="other"))
+    # What a saved export holds of the tensor's static half.
+    static = (w.shape, w.scalar_type, w.group_shape, w.layout)
+    assert quantized._static_from_bytes(quantized._static_to_bytes(static)) == static
+
+
+def test_export_of_the_hopper_kernel_without_a_gpu():
+    w = prepare(quantize(np.ones((64, 128), BF16), scalar_types.uint4b8, 64))
+    x = jax.ShapeDtypeStruct((16, 128), jnp.bfloat16)
+    with jax.sharding.use_abstract_mesh(abstract_mesh("NVIDIA H200")):
+        exported = jax.export.export(jax.jit(mixed_mm), platforms=("cuda",))(x, w)
+    assert "mosaic_gpu_v2" in exported.mlir_module()
+    assert exported.platforms == ("cuda",)
 
 
 def test_gradient_of_the_whole_tensor_has_only_float_parts(rng):
