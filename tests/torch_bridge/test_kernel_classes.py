@@ -575,3 +575,40 @@ def test_warmup_bounds_the_variants(prepared):
     assert count <= 24
     variants = layer._jaxkernels.runner.variants()
     assert len({v[0] for v in variants if v[1] == torch.bfloat16}) >= count
+
+
+# -- on a GPU -------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "layout, bits, group, zero_points, act_order",
+    [
+        ("ct", 4, 64, True, False),
+        ("gptq", 4, 128, False, True),
+        ("awq", 4, 64, True, False),
+        ("gptq", 8, -1, False, False),
+    ],
+)
+def test_gpu_mixed_layouts(rng, layout, bits, group, zero_points, act_order):
+    layer, names, weight = checkpoints.mixed(rng, layout, N, K, group, bits, zero_points, act_order)
+    layer = layer.cuda()
+    config = mp_config(N, K, group, bits, zero_points, act_order)
+    kernel = selection.choose_mp_linear_kernel(config)(config, *names)
+    kernel.process_weights_after_loading(layer)
+    x = torch.from_numpy(rng.standard_normal((5, K))).to(torch.bfloat16)
+    bias = torch.from_numpy(rng.standard_normal(N)).to(torch.bfloat16)
+    y = kernel.apply_weights(layer, x.cuda(), bias.cuda())
+    routes = {route for *_, route in layer._jaxkernels.runner.variants()}
+    assert routes == {"direct"}
+    checkpoints.check_close(y.cpu(), x, weight, bias)
+
+
+@pytest.mark.gpu
+def test_gpu_wrong_device(rng):
+    layer, names, _ = checkpoints.mixed(rng, "gptq", N, K, 64)
+    config = mp_config(N, K, 64)
+    kernel = selection.choose_mp_linear_kernel(config)(config, *names)
+    kernel.process_weights_after_loading(layer.cuda())
+    with pytest.raises(ValueError, match="prepared on cuda:0, x is on cpu"):
+        kernel.apply_weights(layer, torch.ones(2, K, dtype=torch.bfloat16))

@@ -298,12 +298,12 @@ def test_wrong_x(model, x, message):
 # -- on a GPU -------------------------------------------------------------------------------------
 
 gpu = pytest.mark.gpu
-DTYPES = [torch.bfloat16, torch.float16]
+CASES = [(name, torch.bfloat16) for name in RECIPES]
+CASES += [(name, torch.float16) for name in ("w8a8-int8", "w4a16-g128")]
 
 
 @gpu
-@pytest.mark.parametrize("dtype", DTYPES, ids=["bf16", "fp16"])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name, dtype", CASES)
 def test_gpu_every_recipe_direct_and_in_a_graph(model, x, name, dtype):
     model, x = model.to("cuda", dtype), x.to("cuda", dtype)
     want = model(x)
@@ -341,13 +341,13 @@ def test_gpu_every_m(model, x, name):
     apply(model, name, x.to("cuda", torch.bfloat16))
     layer, rows = model.up, torch.randn(300, 256, device="cuda", dtype=torch.bfloat16)
     weight = layer.dequantize()
-    for m in [1, 2, 3, 5, 8, 17, 31, 64, 65, 100, 200, 257, 300]:
+    for m in [1, 3, 17, 64, 65, 300]:
         want = rows[:m].float() @ weight.t() + layer.bias.float()
         assert relative(layer(rows[:m]), want) < (0.005 if name == "w4a16-g128" else 0.05)
 
 
 @gpu
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["w8a8-fp8", "w4a16-g64-zp", "w8a16"])
 def test_gpu_state_moves_between_machines(model, x, name):
     apply(model, name, x)
     state = {k: v.clone() for k, v in model.state_dict().items()}
