@@ -188,7 +188,7 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
                         plgpu.wgmma_wait(1)
                         if t == 0:  # all products of the slot before are done
                             before = smem["free"].at[previous_slot(slot)]
-                            plgpu.barrier_arrive(before, predicate=j > 0 if first else None)
+                            convert.release(before, predicate=j > 0 if first else None)
                     return next_slot(slot)
 
                 def one_pass(j, slot):
@@ -198,7 +198,7 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
 
                 end = lax.fori_loop(0, passes, one_pass, slot)
                 total = acc[...]
-                plgpu.barrier_arrive(smem["free"].at[previous_slot(end)])
+                convert.release(smem["free"].at[previous_slot(end)])
                 return total, end
 
             total, slot = pl.run_scoped(product, plgpu.ACC((TILE, c.tile_m), jnp.float32))

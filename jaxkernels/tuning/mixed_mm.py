@@ -124,6 +124,17 @@ def legal(problem: MixedMMProblem, config: Config, device: Device) -> Support:
             (c.stages & (c.stages - 1) == 0, "stages a power of two"),
             (c.split_k in (1, 2, 4, 8), "split_k in 1, 2, 4, 8"),
             (
+                not c.row_sums
+                or (
+                    _bits(p) == 4
+                    and p.x_dtype == "bfloat16"
+                    and TILE <= group < p.k
+                    and c.scale_on == "accumulator"
+                    and c.tile_m in (8, 16, 32, 64)
+                ),
+                "row_sums with 4-bit weights, bfloat16, groups, scales on the accumulator",
+            ),
+            (
                 c.tile_m % min(c.split_k, c.tile_m // 8) == 0
                 and c.tile_m // min(c.split_k, c.tile_m // 8) % 8 == 0,
                 "slices of whole 8 columns",

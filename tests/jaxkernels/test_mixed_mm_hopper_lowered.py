@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""mixed_mm's Hopper configs: what tuning chooses lowers for sm90, and its model behaves."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxkernels.mixed_mm import hopper
+from jaxkernels.mixed_mm.hopper_decode import DecodeConfig
+from jaxkernels.mixed_mm.hopper_prefill import PrefillConfig
+from jaxkernels.mixed_mm.prepare import HOPPER_FRAGMENT
+from jaxkernels.mosaic.convert import FORMATS
+from jaxkernels.mosaic.device import abstract_mesh
+from jaxkernels.problem import DEVICES, MixedMMOperands, MixedMMProblem
+from jaxkernels.quantized import GroupShape, QuantizedTensor
+from jaxkernels.scalar_types import scalar_types
+from jaxkernels.tuning import mixed_mm as tuning
+
+H200 = DEVICES["h200"]
+SHAPES = [(4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336), (8192, 8192), (8192, 28672)]
+MS = (1, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 8192)
+
+
+def problem(m, n, k, scalar_type=scalar_types.uint4b8, group=128, dtype="bfloat16", bias=False):
+    return MixedMMProblem(
+        m, n, k, scalar_type, dtype, dtype, group,
+        "channel" if group == -1 else "group",
+        zero_points=scalar_type in (scalar_types.uint4, scalar_types.uint8),
+        bias=bias, layout=HOPPER_FRAGMENT,
+        scale_dtype="float32" if group == -1 else dtype,
+    )  # fmt: skip
+
+
+def lower(p: MixedMMProblem, config) -> str:
+    """StableHLO of a call, lowered for CUDA on a machine without one."""
+    struct = jax.ShapeDtypeStruct
+    tiles, groups = -(-p.n // 64), 1 if p.group_size == -1 else p.k // p.group_size
+    bits = FORMATS[p.weight_type].bits
+    w = QuantizedTensor(
+        data=struct((tiles, -(-p.k // 64) * bits, 128), jnp.int32),
+        scale=struct((tiles, groups, 64), p.scale_dtype),
+        zero_point=struct((tiles, groups, 64), jnp.uint8) if p.zero_points else None,
+        shape=(p.n, p.k), scalar_type=p.weight_type,
+        group_shape=GroupShape(1, p.group_size), layout=HOPPER_FRAGMENT,
+    )  # fmt: skip
+    bias = struct((p.n,), p.out_dtype) if p.bias else None
+    with jax.sharding.use_abstract_mesh(abstract_mesh()):
+        call = jax.jit(lambda x, w, b: hopper.run(p, MixedMMOperands(x, w, b), config))
+        traced = call.trace(struct((p.m, p.k), p.x_dtype), w, bias)
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+# Every weight type meets both kernels, and each feature of a config appears.
+FAMILIES = [
+    (DecodeConfig(16, 4, 1, 256, 4), dict(m=16)),
+    (DecodeConfig(16, 4, 1, 256, 4, row_sums=True), dict(m=16)),
+    (DecodeConfig(8, 1, 4, 512, 2, split_k=2), dict(m=1)),
+    (DecodeConfig(64, 2, 1, 128, 2, scale_on="weight"), dict(m=64, group=32)),
+    (DecodeConfig(32, 2, 2, 128, 2, split_k=4), dict(m=20, group=64, bias=True)),
+    (DecodeConfig(16, 2, 1, 128, 4), dict(m=16, group=-1, dtype="float16")),
+    (PrefillConfig(256, 2, 64, 4, 2), dict(m=300)),
+    (PrefillConfig(128, 3, 64, 4), dict(m=300, group=32, dtype="float16")),
+    (PrefillConfig(192, 2, 128, 2), dict(m=300, group=-1, bias=True)),
+]
+
+
+@pytest.mark.parametrize("scalar_type", FORMATS, ids=str)
+def test_config_families_lower_for_sm90(scalar_type):
+    for config, sizes in FAMILIES:
+        p = problem(n=1024, k=2048, scalar_type=scalar_type, **sizes)
+        if FORMATS[scalar_type].bits == 8 and config.tile_k == 256:  # twice the shared memory
+            config = dataclasses.replace(config, row_sums=False, tile_k=128)
+        assert tuning.legal(p, config, H200), (config, tuning.legal(p, config, H200).reasons)
+        text = lower(p, config)
+        assert text.count("mosaic_gpu_v2") == 1  # one kernel, and nothing else computes
+        assert "stablehlo.dot" not in text and "stablehlo.gather" not in text
+
+
+CHOSEN = list(itertools.product(((4096, 4096), (28672, 4096), (4096, 14336)), (1, 16, 64, 128, 4096)))
+
+
+@pytest.mark.parametrize("shape, m", CHOSEN)
+def test_what_tuning_chooses_lowers(shape, m):
+    for scalar_type, group in ((scalar_types.uint4b8, 128), (scalar_types.uint8, -1)):
+        p = problem(m, *shape, scalar_type=scalar_type, group=group)
+        assert "mosaic_gpu_v2" in lower(p, tuning.choose(p, H200))
+
+
+@pytest.mark.parametrize("group", [32, 64, 128, -1])
+@pytest.mark.parametrize("scalar_type", FORMATS, ids=str)
+def test_every_supported_shape_has_a_legal_config(scalar_type, group):
+    shapes = [*SHAPES, (8, 128), (200, 384), (1000, 640)]
+    for (n, k), m, bias in itertools.product(shapes, (1, 17, 200, 4096), (False, True)):
+        p = problem(m, n, k, scalar_type, group, bias=bias)
+        assert hopper.supports(p, H200), hopper.supports(p, H200).reasons
+        config = tuning.choose(p, H200)
+        assert tuning.legal(p, config, H200)
+        assert config == tuning.choose(p, H200)
+
+
+def test_time_grows_with_the_problem():
+    for (n, k), group in itertools.product(SHAPES, (128, -1)):
+        times = []
+        for m in MS:
+            p = problem(m, n, k, group=group)
+            times.append(min(tuning.estimate(p, c, H200).total for c in tuning.candidates(p, H200)))
+        assert times == sorted(times), (n, k, times)
+
+
+def test_explain_names_the_choice_and_its_source():
+    p = problem(16, 4096, 4096)
+    text = tuning.explain(p, H200)
+    assert "w4 g128 m16 n4096 k4096 on NVIDIA H200" in text
+    assert str(tuning.choose(p, H200)) in text
+    assert "cost model" in text or "measured table" in text
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (dict(layout="plain"), "must be prepared once"),
+        (dict(x_dtype="float32"), "x must be bfloat16 or float16"),
+        (dict(n=1001), "n % 8 == 0"),
+        (dict(k=4100, group_size=-1), "k % 8 == 0"),
+        (dict(group_size=96), "group_size must be 32"),
+        (dict(granularity="block"), "per tensor, channel or group"),
+        (dict(weight_type=scalar_types.float4_e2m1f), "no register conversion"),
+        (dict(global_scale=True), "second-level scales"),
+    ],
+)
+def test_what_is_not_supported_says_why(change, reason):
+    refused = hopper.supports(dataclasses.replace(problem(16, 1024, 4096), **change), H200)
+    assert not refused
+    assert any(reason in text for text in refused.reasons), refused.reasons
+
+
+def test_only_hopper():
+    refused = hopper.supports(problem(16, 1024, 4096), DEVICES["a100"])
+    assert refused.reasons == ("needs an NVIDIA GPU of capability 9.x, got NVIDIA A100",) or (
+        "needs an NVIDIA GPU of capability 9.x" in refused.reasons[0]
+    )
