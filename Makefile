@@ -24,7 +24,7 @@ PY := $(if $(strip $(VENV)),$(VENV)/bin/python,$(or $(PYTHON),python3))
 WORKERS ?= 2
 XDIST = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo "-n $(WORKERS) --dist loadfile")
 
-.PHONY: demo test gpu-test bench lint readme clean setup
+.PHONY: demo test gpu-test vllm-test bench lint readme clean setup
 .DEFAULT_GOAL := test
 
 setup:
@@ -39,6 +39,10 @@ test: setup
 
 gpu-test: setup
 	$(PY) -m pytest -m gpu -rs $(ARGS)
+
+# In an environment that has vLLM (0.26 to 0.33) and this project:  make vllm-test PYTHON=... VENV=
+vllm-test:
+	$(PY) -m pytest -rs tests/torch_bridge/test_vllm_plugin.py $(ARGS)
 
 bench: setup
 	$(PY) -m benchmarks $(ARGS)

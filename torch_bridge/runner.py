@@ -153,7 +153,9 @@ class Runner:
         if bias is not None and bias.data_ptr() & 15:
             bias = bias.clone()
         if rows != m:
-            padded = x.new_zeros((rows, self.k))
+            # Rows are independent, so what the added ones hold matters to a shared scale only.
+            fresh = x.new_zeros if self.scheme.activation == "fp8-tensor" else x.new_empty
+            padded = fresh((rows, self.k))
             padded[:m] = x
             x = padded
         y = variant(x, *leaves) if bias is None else variant(x, *leaves, bias)

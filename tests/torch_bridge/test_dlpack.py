@@ -265,7 +265,7 @@ def test_gpu_source_freed_while_jax_reads():
     @jax.jit
     def late_sum(x):  # x is read last, long after the call has returned
         first = jax.lax.fori_loop(0, 60, lambda i, a: (a @ a) * (1 / n), jnp.ones((n, n)))
-        return x.sum() + 0 * first[0, 0]
+        return (x + 0 * first[0, 0]).sum()
 
     for i in range(8):
         x = torch.full((n, n), float(i), device="cuda")
