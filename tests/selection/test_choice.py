@@ -80,12 +80,12 @@ def test_where_the_kernel_of_the_architecture_is_missing_xla_backs_the_class():
 
 
 def test_a_size_that_the_kernel_refuses_is_slow_at_that_size_only():
-    """The int8 config has no sizes, so the class is chosen before N is known."""
+    """The int8 config has no sizes, so the class is chosen before K is known."""
     choice = choose_kernel(INT8, device="h200", quiet=True)
     assert choice.fallback is None and "SLOW" not in choice.explain(m=16)
-    text = choice.explain(m=16, n=4100)
-    assert "m=16 n=4100 k=4096: xla" in text
-    assert "SLOW PATH at this size: hopper: TMA needs output rows" in text
+    text = choice.explain(m=16, k=4104)
+    assert "m=16 n=4096 k=4104: xla" in text
+    assert "SLOW PATH at this size: hopper: TMA needs rows of a multiple of 16 bytes" in text
 
 
 def test_ours_after_refusals_on_cuda_is_the_slow_path(monkeypatch):
