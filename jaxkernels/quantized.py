@@ -346,6 +346,11 @@ def dequantize(w: QuantizedTensor, dtype: Any = jnp.float32) -> jax.Array:
       >>> dequantize(w)
       Array([[-8.,  7.,  1.,  0.]], dtype=float32)
     """
+    return _dequantize(w, jnp.dtype(dtype).name)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _dequantize(w: QuantizedTensor, dtype: str) -> jax.Array:
     value = unscaled(w) * expand_to_elements(w, w.scale.astype(jnp.float32))
     if w.global_scale is not None:
         value = value * w.global_scale

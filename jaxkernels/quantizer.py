@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxkernels import checks
+from jaxkernels.quantize.exact import divide
 from jaxkernels.quantized import (
     WEIGHT_TYPES,
     ZERO_POINT_TYPES,
@@ -82,7 +84,7 @@ def quantize(
             "zero_points", f"True for {scalar_type} (its biased twin does without)", zero_points
         )
     group_shape = _group_shape(group_size, granularity)
-    shape_of_scale = scale_shape(w.shape, group_shape)
+    scale_shape(w.shape, group_shape)  # checks that groups divide K
     if scalar_type.size_bits == 4 and w.shape[1] % 2:
         checks.bad_value("w", "an even K for a 4-bit type (two a byte)", w)
     if scalar_type == scalar_types.float4_e2m1f and tuple(group_shape) not in ((1, 16), (1, 32)):
@@ -91,21 +93,32 @@ def quantize(
         wide = group_shape.is_per_group() and w.dtype != jnp.float32
         scale_dtype = w.dtype if wide else jnp.float32
 
+    scale_dtype = jnp.dtype(scale_dtype).name
+    return _quantize(w, scalar_type, group_shape, zero_points, scale_dtype).validate()
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _quantize(
+    w: jax.Array,
+    scalar_type: ScalarType,
+    group_shape: GroupShape,
+    zero_points: bool,
+    scale_dtype: str,
+) -> QuantizedTensor:
     values = w.astype(jnp.float32)
-    low, high = _group_limits(values, group_shape, shape_of_scale)
+    low, high = _group_limits(values, group_shape)
     zero_point = global_scale = None
     if scalar_type == scalar_types.float4_e2m1f:
-        scale, global_scale = _fp4_scales(jnp.maximum(-low, high), group_size)
+        scale, global_scale = _fp4_scales(jnp.maximum(-low, high), group_shape.col)
     elif scalar_type.is_floating_point():
-        scale = (jnp.maximum(-low, high) / _FP8_MAX).astype(scale_dtype)
+        scale = divide(jnp.maximum(-low, high), _FP8_MAX).astype(scale_dtype)
     elif zero_points:
         low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
-        scale = (jnp.maximum(high - low, 1e-5) / scalar_type.max()).astype(scale_dtype)
-        zero_point = jnp.clip(
-            jnp.round(jnp.abs(low / scale.astype(jnp.float32))), 0, scalar_type.max()
-        ).astype(jnp.uint8)
+        scale = divide(jnp.maximum(high - low, 1e-5), scalar_type.max()).astype(scale_dtype)
+        zero_point = jnp.round(jnp.abs(divide(low, scale.astype(jnp.float32))))
+        zero_point = jnp.clip(zero_point, 0, scalar_type.max()).astype(jnp.uint8)
     else:
-        limits = (high / scalar_type.max(), low / scalar_type.min())
+        limits = (divide(high, scalar_type.max()), divide(low, scalar_type.min()))
         scale = jnp.maximum(*map(jnp.abs, limits)).astype(scale_dtype)
 
     result = QuantizedTensor(
@@ -120,9 +133,8 @@ def quantize(
     steps = expand_to_elements(result, scale.astype(jnp.float32))
     if global_scale is not None:
         steps = steps * global_scale
-    codes = _codes(values / jnp.where(steps == 0, 1, steps), result)
-    data = pack_nibbles(codes) if result.packed else codes
-    return dataclasses.replace(result, data=data).validate()
+    codes = _codes(divide(values, jnp.where(steps == 0, 1, steps)), result)
+    return dataclasses.replace(result, data=pack_nibbles(codes) if result.packed else codes)
 
 
 def _group_shape(group_size: int, granularity: str | None) -> GroupShape:
@@ -142,9 +154,9 @@ def _group_shape(group_size: int, granularity: str | None) -> GroupShape:
     return shapes[granularity]
 
 
-def _group_limits(values: jax.Array, group_shape: GroupShape, shape_of_scale: tuple[int, int]):
+def _group_limits(values: jax.Array, group_shape: GroupShape):
     """Minimum and maximum of each group, in the scale's shape."""
-    (n, k), (rows, columns) = values.shape, shape_of_scale
+    (n, k), (rows, columns) = values.shape, scale_shape(values.shape, group_shape)
     height = n if group_shape.row == -1 else group_shape.row
     width = k if group_shape.col == -1 else group_shape.col
     pad = ((0, rows * height - n), (0, columns * width - k))
@@ -163,8 +175,8 @@ def _fp4_scales(amax: jax.Array, group_size: int) -> tuple[jax.Array, jax.Array 
         codes = jnp.where(amax == 0, 0, exponent + 127).astype(jnp.uint8)
         return jax.lax.bitcast_convert_type(codes, jnp.float8_e8m0fnu), None
     largest = jnp.max(amax)
-    global_scale = jnp.where(largest == 0, 1, largest / (_FP8_MAX * _E2M1_MAX)).reshape(1, 1)
-    scale = jnp.clip(amax / (_E2M1_MAX * global_scale), 0, _FP8_MAX)
+    global_scale = jnp.where(largest == 0, 1, divide(largest, _FP8_MAX * _E2M1_MAX)).reshape(1, 1)
+    scale = jnp.clip(divide(amax, _E2M1_MAX * global_scale), 0, _FP8_MAX)
     return scale.astype(jnp.float8_e4m3fn), global_scale
 
 

@@ -251,7 +251,7 @@ def test_tiny_rows_keep_the_formula():
 # -- shapes, transformations, bad input ---------------------------------------------------------
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     leading=st.lists(st.integers(0, 3), max_size=3),
     k=st.integers(1, 40),
