@@ -150,16 +150,20 @@ def divide(x: jax.Array | float, by: jax.Array | float, layout=None) -> jax.Arra
     return _each(quotient, shape, layout, x, by, scalars=True)
 
 
-def divide_by_few(x: jax.Array, by: jax.Array, inverse: jax.Array, layout) -> jax.Array:
+def divide_by_few(
+    x: jax.Array, by: jax.Array, inverse: jax.Array, layout, steps: int = 2
+) -> jax.Array:
     """x / by of float32, correctly rounded, for few divisors and many x.
 
-    `inverse` is `divide(1, by)`; or where x has a 16-bit float's precision and the quotient is
-    then rounded to 8 bits, `1 / by` as the hardware approximates it. `by` must be at least 2^-100
-    and x / by must not overflow; both are scalars or of x's shape. The product with the reciprocal
-    is a few units in the last place off, and two steps of Markstein's correction with fused
-    multiply-adds leave the quotient that division gives, signs of zeros included: 5 operations
-    instead of the hardware sequence's 10 and a branch (P. Markstein, IA-64 and Elementary
-    Functions, 2000).
+    `by` must be at least 2^-100 and x / by must not overflow; `inverse` is `divide(1, by)`; both
+    are scalars or of x's shape. The product with the reciprocal is at most 1.5 units in the last
+    place off, and two steps of Markstein's correction with fused multiply-adds leave the quotient
+    that division gives, signs of zeros included: 5 operations instead of the hardware sequence's 10
+    and a branch (P. Markstein, IA-64 and Elementary Functions, 2000).
+
+    One step is enough for x of at most 11 bits (16-bit floats) where the quotient is then rounded
+    to 8 bits or fewer: it can only be wrong within 2^-46 of the middle between two float32 numbers,
+    and such an x / by is never that close to a middle beside a tie of the 8-bit type.
     """
     if is_interpreting():
         return x / as_data(by, x)
@@ -167,7 +171,7 @@ def divide_by_few(x: jax.Array, by: jax.Array, inverse: jax.Array, layout) -> ja
     def quotient(x, by, inverse):
         minus_x, minus_inverse = arith.negf(x), arith.negf(inverse)
         q = arith.mulf(x, inverse)
-        for _ in range(2):
+        for _ in range(steps):
             q = math.fma(math.fma(q, by, minus_x), minus_inverse, q)
         return q
 
@@ -216,23 +220,19 @@ def _by_element(emit, vector_type, values):
     return result
 
 
-def round_to_int8(x: jax.Array, shift: jax.Array | None = None) -> jax.Array:
-    """sat8(rne(x) + shift) of float32 x and an int32 scalar under 2^21; a NaN counts as 0.
+def round_to_int8(x: jax.Array, shift: jax.Array | None = None, saturate: bool = True) -> jax.Array:
+    """sat8(rne(x) + shift) of float32 x and an int32 scalar of at most 2^21; a NaN counts as 0.
 
     Adding 1.5 * 2^23 rounds to a whole number, to nearest even, and leaves it in the low bits: a
     few ordinary operations, where the conversion instructions run at an eighth of their rate.
+    `saturate=False` promises that the result lies in [-128, 127].
     """
-    low, high = -128.0, 127.0
-    if shift is not None:
-        low, high = low - shift.astype(jnp.float32), high - shift.astype(jnp.float32)
-        x = jnp.where(x == x, x, 0.0)  # before the limits, which may leave 0 out
-    limited = jnp.minimum(jnp.maximum(x, low), high)
-    if shift is None:
-        limited = jnp.where(limited == limited, limited, 0.0)
-    bits = jax.lax.bitcast_convert_type(limited + 12582912.0, jnp.int32)
-    if shift is not None:
-        bits = bits + shift
-    return bits.astype(jnp.int8)
+    x = jnp.where(x == x, x, 0.0)
+    if saturate:
+        offset = jnp.float32(0.0) if shift is None else shift.astype(jnp.float32)
+        x = jnp.minimum(jnp.maximum(x, -128.0 - offset), 127.0 - offset)
+    bits = jax.lax.bitcast_convert_type(x + 12582912.0, jnp.int32)
+    return (bits if shift is None else bits + shift).astype(jnp.int8)
 
 
 def to_fp8(x: jax.Array) -> jax.Array:

@@ -52,6 +52,11 @@ def _itemsize(problem: QuantizeProblem) -> int:
     return jnp.dtype(problem.x_dtype).itemsize
 
 
+def _steps(problem: QuantizeProblem) -> int:
+    """Corrections that a quotient of this x needs: see `rowreduce.divide_by_few`."""
+    return 1 if _itemsize(problem) == 2 else 2
+
+
 def supports(problem: QuantizeProblem, device: Device) -> Support:
     """Rows of 128 elements or more that fit in a warpgroup's registers; groups of 1 to 32 lanes."""
     p, itemsize = problem, _itemsize(problem)
@@ -123,6 +128,8 @@ def _kernel(body, outputs, grid: int, name: str):
         grid=(grid,),
         grid_names=("run",),
         kernel_name=name,
+        # No memory is both read and written here, and reductions bring their own barriers.
+        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
     )
 
 
@@ -188,14 +195,10 @@ def _fp8_row(problem: QuantizeProblem, pieces, x, upper=None):
     def code(v):
         v = v.astype(F32)
         if limit is not None:  # saturates all the same, but cannot overflow in the division
-            v = _within(v, limit)
-        return rr.to_fp8(rr.divide_by_few(v, scale, inverse, pieces.layout))
+            v = jnp.minimum(jnp.maximum(v, -limit), limit)
+        return rr.to_fp8(rr.divide_by_few(v, scale, inverse, pieces.layout, _steps(problem)))
 
     return map(code, x), scale
-
-
-def _within(v, limit):
-    return jnp.minimum(jnp.maximum(v, -limit), limit)
 
 
 # -- a given scale, and one for the whole tensor ------------------------------------------------
@@ -223,7 +226,8 @@ def _static_codes(problem: QuantizeProblem, pieces, x, scale, azp=None):
         # Divided, so |scale| has to lie in [2^-100, 2^126]; beyond, the nearer bound is meant.
         size = jnp.minimum(jnp.maximum(jnp.abs(scale), 2.0**-100), 2.0**126)
         scale = jnp.where(scale < 0, -size, size)
-        limit = jnp.minimum(512.0 * size, jnp.finfo(F32).max)  # saturates all the same
+        low, high = -128.0 * scale, 127.0 * scale  # x that saturate, and none that overflow
+        low, high = jnp.minimum(low, high), jnp.maximum(low, high)
     if azp is not None:  # zero points of int8 lie far inside
         azp = jnp.minimum(jnp.maximum(azp, -(1 << 21)), 1 << 21)
     inverse = rr.divide(1.0, scale)
@@ -234,8 +238,9 @@ def _static_codes(problem: QuantizeProblem, pieces, x, scale, azp=None):
             return rr.to_fp8(v * inverse)
         if azp is not None:
             return rr.round_to_int8(v * inverse, azp)
-        v = rr.divide_by_few(_within(v, limit), scale, inverse, pieces.layout)
-        return rr.round_to_int8(v)
+        v = jnp.minimum(jnp.maximum(v, low), high)
+        v = rr.divide_by_few(v, scale, inverse, pieces.layout, _steps(problem))
+        return rr.round_to_int8(v, saturate=False)
 
     return map(code, x)
 
@@ -337,13 +342,11 @@ def _group_scale(problem: QuantizeProblem, x, layout):
 
 
 def _group_codes(problem: QuantizeProblem, x, scale, layout):
-    # 16-bit values need no better reciprocal than the hardware's.
-    exact = problem.ue8m0 or problem.x_dtype == "float32"
-    inverse = rr.divide(1.0, scale, layout.reduce(1)) if exact else 1.0 / scale
+    inverse = rr.divide(1.0, scale, layout.reduce(1))
     by, inverse = (jax.lax.broadcast_in_dim(v, x.shape, (0,)) for v in (scale, inverse))
     if problem.ue8m0:  # the reciprocal of a power of two is exact
         return rr.to_fp8(x.astype(F32) * inverse)
-    return rr.to_fp8(rr.divide_by_few(x.astype(F32), by, inverse, layout))
+    return rr.to_fp8(rr.divide_by_few(x.astype(F32), by, inverse, layout, _steps(problem)))
 
 
 KERNEL = Implementation("hopper", supports, run, default_config, configs)

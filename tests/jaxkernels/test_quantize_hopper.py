@@ -7,6 +7,7 @@ interpreted on the CPU with race detection, are lowered for Hopper, and run on t
 """
 
 import dataclasses
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -204,6 +205,57 @@ def test_round_to_int8_is_rint_and_saturates():
     np.testing.assert_array_equal(rowreduce.round_to_int8(jnp.asarray(x)), want)
     shifted = rowreduce.round_to_int8(jnp.asarray(x), jnp.int32(100))
     np.testing.assert_array_equal(shifted, np.clip(np.rint(np.nan_to_num(x)) + 100, -128, 127))
+
+
+def fma(a, b, c):
+    """a * b + c of float32, rounded once: in 64 bits, and exactly where those lie on a middle."""
+    a, b, c = np.broadcast_arrays(a, b, c)
+    wide = a.astype(np.longdouble) * b + c
+    rounded = wide.astype(F32)
+    other = np.nextafter(rounded, np.where(wide > rounded, np.inf, -np.inf).astype(F32))
+    middle = (rounded.astype(np.longdouble) + other) / 2
+    for at in np.argwhere((wide == middle) & (wide != rounded)):
+        at = tuple(at)
+        exact = Fraction(float(a[at])) * Fraction(float(b[at])) + Fraction(float(c[at]))
+        if exact != Fraction(float(middle[at])):
+            low, high = sorted((rounded[at], other[at]))
+            rounded[at] = high if exact > Fraction(float(middle[at])) else low
+    return rounded
+
+
+def corrected(x, by, steps):
+    """`rowreduce.divide_by_few` in numpy."""
+    inverse = F32(1) / by
+    q = x * inverse
+    for _ in range(steps):
+        q = fma(fma(q, by, -x), -inverse, q)
+    return q
+
+
+def divisors(rng):
+    """Mantissas of every kind: random, next to multiples of 1/64, and next to powers of two."""
+    near = np.repeat(np.arange(64, 129) / 64, 9) + np.tile(np.arange(-4, 5), 65) * 2.0**-23
+    by = np.concatenate([rng.uniform(1, 2, 400), near]).astype(F32)
+    return by * np.exp2(rng.integers(-12, 8, by.size)).astype(F32)
+
+
+@pytest.mark.parametrize("bits", [8, 11])
+def test_one_correction_is_enough_for_16_bit_floats(bits, rng):
+    """Every mantissa of x against awkward divisors, at quotients over the whole range of e4m3."""
+    mantissas = (np.arange(1 << (bits - 1), 1 << bits) * 2.0 ** (1 - bits)).astype(F32)
+    for exponent in (-11, -10, -9, -5, 0, 4, 8):
+        by = divisors(rng)[:, None]
+        x = mantissas * np.exp2(exponent + np.floor(np.log2(by))).astype(F32)
+        np.testing.assert_array_equal(to_fp8(corrected(x, by, 1)), to_fp8(x / by))
+        np.testing.assert_array_equal(np.rint(corrected(x, by, 1)), np.rint(x / by))
+
+
+def test_two_corrections_divide_exactly(rng):
+    x = (rng.uniform(1, 2, 3000) * np.exp2(rng.integers(-20, 20, 3000))).astype(F32)
+    by = divisors(rng)[:, None]
+    np.testing.assert_array_equal(corrected(x, by, 2), x / by)
+    zeros = np.array([0.0, -0.0], F32)
+    assert (np.signbit(corrected(zeros, by, 2)) == np.signbit(zeros)).all()
 
 
 GPU_SHAPES = [(1, 128), (7, 1025), (8, 4096), (16, 5137), (33, 1280), (256, 8192), (64, 28672)]
