@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 
@@ -162,63 +163,79 @@ def legal(problem: MixedMMProblem, config: Config, device: Device) -> Support:
 
 @functools.lru_cache(maxsize=512)
 def candidates(problem: MixedMMProblem, device: Device) -> tuple[Config, ...]:
-    """Every legal config that is worth considering for this problem."""
+    """The legal configs that are worth considering for this problem."""
     p = problem
     group = _group(p)
+    cover = next((t for t in (8, 16, 32, 64) if p.m <= t), 128)  # the tile that takes all rows
+    tile_ms = [cover] if p.m <= 64 else [64, 128]
+    scale_ons = ["accumulator", "weight"] if TILE <= group < p.k else ["weight"]
+    scale_ons = ["accumulator"] if group == p.k else scale_ons
+    if p.m > 64 and group < p.k:
+        scale_ons = ["weight"]
     wanted: list[Config] = []
-    tile_ms = [t for t in (8, 16, 32, 64, 128) if t < 2 * max(p.m, 8)]
-    scale_ons = ["weight"] if group < TILE else ["accumulator", "weight"]
-    if group == p.k:
-        scale_ons = ["accumulator"]
-    k_steps = sorted(
-        {64, 128, 256, 512} | ({group} if group < 1024 and group % TILE == 0 else set())
-    )
-    for tile_m in tile_ms:
-        for wg_n, wg_k in ((4, 1), (2, 2), (1, 4), (2, 1), (1, 2)):
-            for tile_k in k_steps:
-                for stages in (8, 4, 2):
-                    for split_k in (1, 2, 4, 8):
-                        for scale_on in scale_ons:
-                            wanted.append(
-                                DecodeConfig(tile_m, wg_n, wg_k, tile_k, stages, split_k, scale_on)
-                            )
+    for tile_m, (wg_n, wg_k), scale_on in itertools.product(
+        tile_ms, ((4, 1), (2, 2), (1, 4), (2, 1), (1, 2)), scale_ons
+    ):
+        depths = {wg_k * own for own in (64, 128, 256)}
+        if group < p.k and group % TILE == 0:
+            depths.add(group * (wg_k if group < 256 else 1))
+        for tile_k, split_k in itertools.product(sorted(depths), (1, 2, 4)):
+            if tile_k * split_k < 2 * p.k + TILE * wg_k:
+                wanted.append(DecodeConfig(tile_m, wg_n, wg_k, tile_k, 2, split_k, scale_on))
     if p.m > 64:
-        for tile_m in (64, 128, 192, 256):
-            for wg_n in (2, 3):
-                for cluster_n in (1, 2):
-                    for stages in (8, 6, 5, 4, 3):
-                        wanted.append(PrefillConfig(tile_m, wg_n, 64, stages, cluster_n))
-    kept: dict[Config, Config] = {}
-    for config in wanted:
-        # Of configs that differ only in depth, the deepest legal one.
-        shallow = dataclasses.replace(config, stages=1)
-        if shallow not in kept and legal(p, config, device):
-            kept[shallow] = config
-    return tuple(kept.values())
+        for tile_m, wg_n, cluster_n in itertools.product((64, 128, 192, 256), (2, 3), (1, 2)):
+            wanted.append(PrefillConfig(tile_m, wg_n, 64, 3, cluster_n))
+    legal_ones = (_deepest(p, config, device) for config in wanted)
+    return tuple(dict.fromkeys(config for config in legal_ones if legal(p, config, device)))
+
+
+def _deepest(problem: MixedMMProblem, config: Config, device: Device) -> Config:
+    """The config with as many stages as fit, up to 8; the decode kernel wants a power of two."""
+    depths = (8, 4, 2) if isinstance(config, DecodeConfig) else (6, 5, 4, 3, 2)
+    for stages in depths:
+        deep = dataclasses.replace(config, stages=stages)
+        if shared_bytes(problem, deep) <= device.smem_bytes:
+            return deep
+    return config
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """What the cost model thinks of a config, in microseconds.
 
-    memory: all blocks' reads at the rate that the blocks in flight can draw.
-    compute: conversion and multiplication of the busiest SM.
-    total: launch, the larger of the two, and what cannot overlap.
+    Attributes:
+      memory: weights, scales, x and the result at the device's read rate.
+      l2: everything that the blocks read, x over and over, at the L2 cache's rate.
+      compute: conversion and multiplication of the busiest SM.
+      total: start and end, the largest of the three, and what a split adds.
     """
 
     memory: float
+    l2: float
     compute: float
     total: float
 
 
-# Measured on one H200, 2026-11-22 (see the notes of mixed_mm in WORKSPACE.md).
-_CLOCK = 1.75e3  # cycles a microsecond under load
-_LAUNCH = 3.0  # start, first bytes, last store
-_TILE_ISSUE = 105.0  # cycles of an SM to convert a 64 x 64 tile of 4-bit weights and issue
-_TILE_ISSUE_8 = 130.0  # of 8-bit ones
-_ON_WEIGHT = 25.0  # more, to multiply scales into it
-_EXCHANGE = 0.9  # microseconds of a sum over a cluster
-_BYTES_IN_FLIGHT = 40e3  # an SM needs this many to draw its share of memory
+# Fitted to measurements on one H200 (132 SMs), 2026-11-22, W4A16 bf16 groups of 128: 16 x 28672 x
+# 4096 21.5 us, M=64 31.5, M=128 48.1; 16 x 4096 x 4096 7.2; 16 x 8192 x 28672 35.1 (41.0 with
+# twice the reads of x); 4096 x 28672 x 4096 1166.
+_CLOCK = 1.79e3  # cycles a microsecond
+_START = 3.5  # microseconds: launch, first bytes, last store
+_AGAIN = 2.0  # microseconds to fill the pipeline of a further block on an SM
+_L2_BYTES = 6.0e6  # bytes a microsecond, all SMs together
+_DECODE_TILE = 108.0  # cycles of an SM for a tile of 64 x 64 weights by no columns of x ...
+_DECODE_COLUMN = 1.15  # ... and for each column
+_EIGHT_BITS = 0.9  # 8-bit weights convert a little faster
+_ON_WEIGHT = 14.0  # cycles more to multiply scales into the weights
+_ON_ACCUMULATOR = 1.2  # cycles more for each column over 32: registers run short
+_SHORT = {1: 1.2, 2: 1.07}  # times slower with so few tiles of a stage a warpgroup
+_SHALLOW = 1.15  # times slower with two stages ...
+_SHALLOWEST = 1.45  # ... of no more than two tiles a warpgroup
+_FEW_WARPS = 1.15  # times slower with fewer than 4 compute warpgroups on an SM
+_PREFILL = 1.1  # over the tensor cores' 2 cycles a column of a tile
+_EPILOGUE = 0.012  # microseconds a column of a prefill tile
+_SPLIT = 0.9  # microseconds of a sum over a cluster
+_HALVES = 0.3  # microseconds of a sum over warpgroups
 
 
 def estimate(problem: MixedMMProblem, config: Config, device: Device) -> Estimate:
@@ -228,46 +245,64 @@ def estimate(problem: MixedMMProblem, config: Config, device: Device) -> Estimat
     split = c.split_k if decode else 1
     n_tiles, m_tiles = ceil_div(p.n, c.wg_n * TILE), ceil_div(p.m, c.tile_m)
     blocks = n_tiles * m_tiles * split
-    shared = shared_bytes(p, c)
-    warpgroups = c.wg_n * (c.wg_k if decode else 1) + 1
-    resident = 1
+    k_tiles = ceil_div(p.k, c.tile_k * split) * (c.tile_k // TILE)
     if decode:
-        resident = max(1, min(device.smem_bytes // (shared + 1024), 16 // warpgroups))
-    per_sm = ceil_div(blocks, device.num_sms)  # blocks the busiest SM works through
-    # Waves: with several resident, they share the SM; the last one may leave it idle.
-    k_tiles = ceil_div(p.k, TILE * split)
-    tensor = 4 * max(c.tile_m / 8 * 4, 18)  # cycles of the tensor cores for one 64 x 64 tile
-    issue = _TILE_ISSUE if _bits(p) == 4 else _TILE_ISSUE_8
-    if _group(p) < p.k and (not decode or c.scale_on == "weight"):
-        issue += _ON_WEIGHT
-    elif _group(p) < p.k:
-        issue += 0.5 * c.tile_m * TILE / min(_group(p), c.tile_k)
-    if decode and warpgroups < 5 and resident * (warpgroups - 1) < 4:
-        issue *= 1.35  # too few warps to hide each other's waits
-    busy = per_sm * c.wg_n * k_tiles
-    compute = busy * (max(issue, tensor) + 0.25 * min(issue, tensor)) / _CLOCK
-    if not decode:
-        compute = busy * (1.04 * tensor + 0.02 * issue) / _CLOCK + per_sm * c.tile_m * 0.012
+        rounds, again = _decode_rounds(p, c, device, blocks)
+        compute = rounds * c.wg_n * k_tiles * _decode_cycles(p, c, device) / _CLOCK
+    else:
+        rounds, again = blocks / device.num_sms, 0.0
+        rounds = ceil_div(blocks, device.num_sms) if rounds < 8 else rounds + 0.5
+        cycles = max(2.0 * c.tile_m * _PREFILL, _DECODE_TILE + _ON_WEIGHT + 1.4 * c.tile_m)
+        compute = rounds * (c.wg_n * k_tiles * cycles / _CLOCK + c.tile_m * _EPILOGUE)
     weights = p.n * p.k * _bits(p) / 8
-    x_reads = blocks / split * c.tile_m * p.k * _x_bytes(p) / max(1, getattr(c, "cluster_n", 1))
-    busy_sms = min(device.num_sms, blocks)
-    in_flight = (
-        busy_sms * min(resident, per_sm) * c.stages * c.tile_k * c.wg_n * TILE * _bits(p) / 8
-    )
-    rate = device.read_gbps * 1e3 * min(1.0, in_flight / (_BYTES_IN_FLIGHT * device.num_sms))
-    memory = (weights + p.m * (p.k + p.n) * 2) / rate + x_reads / 5.5e6
-    total = _LAUNCH + max(memory, compute) + 0.15 * min(memory, compute)
-    total += (
-        _EXCHANGE * (split > 1) + 0.1 * split * (split > 2) + (0.4 if decode and c.wg_k > 1 else 0)
-    )
-    return Estimate(memory, compute, total)
+    x_reads = n_tiles * m_tiles * c.tile_m * p.k * _x_bytes(p) / getattr(c, "cluster_n", 1)
+    memory = p.min_bytes / (device.read_gbps * 1e3)
+    # Blocks with the same weights run side by side, as do those with the same x: not all of it
+    # comes from far away when there are many.
+    l2 = (weights * m_tiles + x_reads) / (_L2_BYTES * (1 if m_tiles <= 4 else 1.25))
+    total = _START + max(memory, l2, compute) + again
+    if decode:
+        total += _SPLIT * (split > 1) + _HALVES * (c.wg_k > 1)
+    return Estimate(memory, l2, compute, total)
+
+
+def _decode_cycles(p: MixedMMProblem, c: DecodeConfig, device: Device) -> float:
+    """Cycles that an SM spends on one tile of 64 x 64 weights."""
+    warpgroups = c.wg_n * c.wg_k
+    cycles = _DECODE_TILE + _DECODE_COLUMN * c.tile_m
+    cycles *= 1.0 if _bits(p) == 4 else _EIGHT_BITS
+    cycles = max(cycles, 2.05 * c.tile_m)
+    if _group(p) < p.k and c.scale_on == "weight":
+        cycles += _ON_WEIGHT
+    elif _group(p) < p.k:
+        cycles += _ON_ACCUMULATOR * max(0, c.tile_m - 32)
+    own = c.tile_k // c.wg_k // TILE
+    if c.tile_m <= 32 or own == 1:
+        cycles *= _SHORT.get(own, 1.0)
+    if c.stages == 2:
+        cycles *= _SHALLOW if own > 2 else _SHALLOWEST
+    return cycles * (_FEW_WARPS if warpgroups * _resident(p, c, device) < 4 else 1.0)
+
+
+def _resident(p: MixedMMProblem, c: DecodeConfig, device: Device) -> int:
+    """Blocks that an SM holds at a time."""
+    return max(1, min(device.smem_bytes // shared_bytes(p, c), 16 // (c.wg_n * c.wg_k + 1)))
+
+
+def _decode_rounds(p, c, device, blocks) -> tuple[int, float]:
+    """How many blocks the busiest SM works through, and what their beginnings cost."""
+    # A cluster of 4 or 8 has to fit in a GPC of 16 or 18 SMs: not every SM gets one.
+    sms = {1: 1.0, 2: 1.0, 4: 0.85, 8: 0.7}[c.split_k] * device.num_sms
+    rounds = ceil_div(blocks, int(sms))
+    alone = ceil_div(rounds, _resident(p, c, device)) - 1
+    return rounds, _AGAIN * max(alone, 0.6 * (rounds - 1))
 
 
 # -- the choice ---------------------------------------------------------------------------------
 
 
 def _bucket(m: int) -> int:
-    """Ms that share a table entry: up to 8, 16, 32, ... 4096 and more."""
+    """Numbers of rows that share a table entry: up to 8, 16, 32, ... 4096 and more."""
     bucket = 8
     while bucket < min(m, 4096):
         bucket *= 2
@@ -275,7 +310,7 @@ def _bucket(m: int) -> int:
 
 
 def table_key(problem: MixedMMProblem) -> str:
-    """The table's key of a problem: bits, group kind, rows of x, N and K."""
+    """The table's key of a problem: bits, group, rows of x (rounded up), N and K."""
     p = problem
     group = "k" if _group(p) == p.k else str(_group(p))
     return f"w{_bits(p)} g{group} m{_bucket(p.m)} n{p.n} k{p.k}"
@@ -283,7 +318,7 @@ def table_key(problem: MixedMMProblem) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _table(device_name: str) -> dict[str, dict]:
-    name = device_name.lower().removeprefix("nvidia ").split()[0]
+    name = "_".join(device_name.lower().split())
     path = pathlib.Path(__file__).parent / "tables" / f"mixed_mm_{name}.json"
     return json.loads(path.read_text())["entries"] if path.exists() else {}
 
@@ -292,9 +327,8 @@ def _from_table(problem: MixedMMProblem, device: Device) -> Config | None:
     entry = _table(device.name).get(table_key(problem))
     if entry is None:
         return None
-    fields = dict(entry["config"])
-    kind = {"decode": DecodeConfig, "prefill": PrefillConfig}[fields.pop("kernel")]
-    config = kind(**fields)
+    kind = PrefillConfig if "cluster_n" in entry["config"] else DecodeConfig
+    config = kind(**entry["config"])
     return config if legal(problem, config, device) else None
 
 
@@ -331,6 +365,6 @@ def explain(problem: MixedMMProblem, device: Device, count: int = 5) -> str:
     ranked = [(estimate(problem, c, device), c) for c in candidates(problem, device)]
     ranked.sort(key=lambda pair: pair[0].total)
     for cost, config in ranked[:count]:
-        parts = f"memory {cost.memory:.1f}, compute {cost.compute:.1f}"
+        parts = f"memory {cost.memory:.1f}, L2 {cost.l2:.1f}, compute {cost.compute:.1f}"
         lines.append(f"  {cost.total:8.1f} us ({parts}) {config}")
     return "\n".join(lines)
