@@ -10,7 +10,9 @@ The rules, each with a test:
   misaligned memory is copied with `copy=None`, and refused with `copy=False`.
 * Streams: `to_jax` lets JAX wait for the torch stream that is current, `to_torch` lets the current
   torch stream wait for JAX, both by events on the device. On a GPU the host waits for nothing.
-* Lifetime: the source stays alive until the other side has let go of its view.
+* Lifetime: the source stays alive until the other side has let go of its view, and a tensor until
+  JAX has read it. The memory of an array goes back to JAX with the last tensor over it; torch work
+  that still reads it is waited for by the next call into JAX through here on that stream.
 * JAX arrays are immutable, and JAX relies on it. Treat what `to_torch` returns as read-only and
   leave a tensor alone while an array made of it is in use; `copy=True` gives memory of its own.
 """
@@ -18,6 +20,7 @@ The rules, each with a test:
 import functools
 import queue
 import threading
+import time
 import weakref
 
 import jax
@@ -112,7 +115,8 @@ def _external_stream(handle: int, device: torch.device) -> torch.cuda.Stream:
 
 # When an array over a tensor's memory goes, JAX may still be about to read it: its computations run
 # behind the host, and JAX gives the memory back at once. So the tensor is kept, and one thread lets
-# go of it when everything that JAX had been given by then is done.
+# go of it when everything that JAX had been given by then is done. Likewise an array whose memory
+# torch is copying: it is kept until the copy is done.
 _retired: queue.SimpleQueue = queue.SimpleQueue()  # its put may be called from a finalizer
 
 
@@ -124,17 +128,14 @@ def _start_reaper() -> None:
 def _reap() -> None:
     tick = jax.jit(lambda x: x + 1)
     while True:
-        device, tensor = _retired.get()
-        tensors = [tensor]
-        while not _retired.empty():
-            more_device, tensor = _retired.get()
-            if more_device != device:
-                _retired.put((more_device, tensor))
-                break
-            tensors.append(tensor)
-        # A device runs what it is given in order, so this is done when all before it is.
-        jax.block_until_ready(tick(jax.device_put(0, device)))
-        del tensors, tensor
+        after, kept = _retired.get()
+        if isinstance(after, torch.cuda.Event):
+            while not after.query():
+                time.sleep(0.0005)
+        else:
+            # A device runs what it is given in order, so this is done when all before it is.
+            jax.block_until_ready(tick(jax.device_put(0, after)))
+        del kept
 
 
 def _is_compact(tensor: torch.Tensor) -> bool:
@@ -182,7 +183,13 @@ def to_torch(array: jax.Array, *, copy: bool | None = None) -> torch.Tensor:
             f"array: it is spread over {len(array.devices())} devices; gather it onto one first"
         )
     tensor = torch.from_dlpack(array)
-    return tensor.clone() if copy else tensor
+    if not copy:
+        return tensor
+    copied = tensor.clone()
+    if copied.is_cuda:
+        _retired.put((torch.cuda.current_stream(copied.device).record_event(), array))
+        _start_reaper()
+    return copied
 
 
 def wrap(fn, *, jit: bool = True):

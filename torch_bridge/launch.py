@@ -148,6 +148,10 @@ def _enter_context(index: int) -> None:
     ready.add(index)
 
 
+class Misaligned(ValueError):
+    """A tensor starts off a 16-byte boundary: a copy of it would do."""
+
+
 class LaunchableKernel:
     """Compiled Mosaic kernels as a function of torch tensors.
 
@@ -253,7 +257,7 @@ class LaunchableKernel:
                     f"cuda:{index}, got {_describe(tensor)}"
                 )
             if tensor.data_ptr() % mosaic_compile.POINTER_ALIGNMENT:
-                raise ValueError(
+                raise Misaligned(
                     f"argument {i}: its first element must lie on a 16-byte boundary; a view with "
                     f"storage offset {tensor.storage_offset()} does not; use .clone()"
                 )

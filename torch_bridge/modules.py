@@ -61,7 +61,9 @@ class QuantLinear(nn.Module):
         self._layout = weight.layout
         self._weight_type = str(weight.scalar_type)
         self._group_shape = tuple(weight.group_shape)
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), bias.requires_grad)
+        if bias is not None:
+            bias = nn.Parameter(bias.detach(), bias.requires_grad)
+        self.register_parameter("bias", bias)
         self.register_buffer("data", weight.data)
         self.register_buffer("scale", weight.scale)
         self.register_buffer("zero_point", weight.zero_point)
@@ -115,34 +117,41 @@ class QuantLinear(nn.Module):
         return module
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = self._parameters["bias"]
+        if bias is not None and bias.dtype is not x.dtype:
+            bias = bias.to(x.dtype)
+        if torch.compiler.is_compiling():
+            return self._traced(x, bias)
+        runner, leaves = self._runner, self._leaves
+        if runner is None or leaves[0] is not self._buffers["data"]:
+            runner = self._prepare()
+            leaves = self._leaves
+        shape = x.shape
+        if shape[-1] != runner.k or x.dtype not in _FLOATS or x.device != leaves[0].device:
+            self._refuse(x)
+        x2d = x if len(shape) == 2 else x.reshape(-1, runner.k)
+        if not x2d.is_contiguous():
+            x2d = x2d.contiguous()
+        if shape.numel() == 0:
+            return x.new_empty((*shape[:-1], runner.n))
+        if torch.is_grad_enabled() and (
+            x.requires_grad or (bias is not None and bias.requires_grad)
+        ):
+            y = autograd.linear(runner, x2d, leaves, bias, self.weight())
+        else:
+            y = runner(x2d, leaves, bias)
+        return y if len(shape) == 2 else y.reshape(*shape[:-1], runner.n)
+
+    def _refuse(self, x):
         if x.shape[-1] != self.in_features or x.dtype not in _FLOATS:
             raise ValueError(
                 f"x: expected [..., {self.in_features}] of float32, bfloat16 or float16, got "
                 f"{x.dtype} {tuple(x.shape)}"
             )
-        if x.device != self.data.device:
-            raise ValueError(
-                f"x: the layer is on {self.data.device}, got a tensor on {x.device}; move one of "
-                "them with .to()"
-            )
-        bias = self.bias
-        if bias is not None and bias.dtype != x.dtype:
-            bias = bias.to(x.dtype)
-        if torch.compiler.is_compiling():
-            return self._traced(x, bias)
-        runner = self._runner or self._prepare()
-        leaves = [b for name in _LEAVES if (b := self._buffers[name]) is not None]
-        x2d = x.reshape(-1, self.in_features)
-        if x2d.shape[0] == 0:
-            return x.new_empty((*x.shape[:-1], self.out_features))
-        if not x2d.is_contiguous():
-            x2d = x2d.contiguous()
-        needs = x.requires_grad or (bias is not None and bias.requires_grad)
-        if needs and torch.is_grad_enabled():
-            y = autograd.linear(runner, x2d, leaves, bias, self.weight())
-        else:
-            y = runner(x2d, leaves, bias)
-        return y if x.dim() == 2 else y.reshape(*x.shape[:-1], self.out_features)
+        raise ValueError(
+            f"x: the layer is on {self.data.device}, got a tensor on {x.device}; move one of "
+            "them with .to()"
+        )
 
     def weight(self) -> QuantizedTensor:
         """The quantized weight, its leaves the module's own torch buffers."""
@@ -196,6 +205,7 @@ class QuantLinear(nn.Module):
             self._set_weight(to_layout(self.weight(), wanted))
         self._scheme = Scheme(self.recipe.activation, kernel.available_implementations())
         self._runner = runner_for(self._scheme, self._operands())
+        self._leaves = [b for name in _LEAVES if (b := self._buffers[name]) is not None]
         return self._runner
 
     def _set_weight(self, w: QuantizedTensor) -> None:
@@ -243,7 +253,8 @@ class QuantLinear(nn.Module):
         # Buffers go as integers, since torch cannot pickle a float8 tensor.
         dtypes = {name: b.dtype for name, b in self._buffers.items() if b is not None}
         buffers = _as_integers(self._buffers)
-        return {**self.__dict__, "_runner": None, "choice": None, "_buffers": (buffers, dtypes)}
+        dropped = {"_runner": None, "_leaves": (), "choice": None}
+        return {**self.__dict__, **dropped, "_buffers": (buffers, dtypes)}
 
     def __setstate__(self, state):
         buffers, dtypes = state["_buffers"]

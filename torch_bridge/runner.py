@@ -148,17 +148,18 @@ class Runner:
         rows = _BUCKET_OF[m] if m <= _LARGEST else bucket(m)
         key = (rows, x.dtype, x.device, bias is None or bias.dtype)
         variant = self._variants.get(key) or self._compile(key)
-        if x.data_ptr() & 15:  # a view into the middle of something
-            x = x.clone()
-        if bias is not None and bias.data_ptr() & 15:
-            bias = bias.clone()
         if rows != m:
             # Rows are independent, so what the added ones hold matters to a shared scale only.
             fresh = x.new_zeros if self.scheme.activation == "fp8-tensor" else x.new_empty
             padded = fresh((rows, self.k))
             padded[:m] = x
             x = padded
-        y = variant(x, *leaves) if bias is None else variant(x, *leaves, bias)
+        try:
+            y = variant(x, *leaves) if bias is None else variant(x, *leaves, bias)
+        except launch.Misaligned:  # views into the middle of something
+            leaves = [leaf.clone() if leaf.data_ptr() & 15 else leaf for leaf in leaves]
+            more = [] if bias is None else [bias.clone()]
+            y = variant(x.clone(), *leaves, *more)
         return y if rows == m else y[:m]
 
     def variants(self) -> list[tuple]:

@@ -347,6 +347,13 @@ def test_gpu_every_m(model, x, name):
 
 
 @gpu
+def test_gpu_misaligned_x(model, rng):
+    layer = QuantLinear.from_linear(model.up.to("cuda", torch.bfloat16), "w4a16-g128")
+    x = torch.randn(4 * 256 + 1, device="cuda", dtype=torch.bfloat16)[1:].view(4, 256)
+    assert x.data_ptr() % 16 and torch.equal(layer(x), layer(x.clone()))
+
+
+@gpu
 @pytest.mark.parametrize("name", ["w8a8-fp8", "w4a16-g64-zp", "w8a16"])
 def test_gpu_state_moves_between_machines(model, x, name):
     apply(model, name, x)
