@@ -11,6 +11,7 @@ python -m benchmarks --readme                              # README's table from
 import contextlib
 import importlib.metadata
 import itertools
+import math
 import os
 import shlex
 import subprocess
@@ -18,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from absl import app, flags
@@ -48,6 +49,10 @@ flags.DEFINE_bool("resume", False, "keep the cells that the results file already
 flags.DEFINE_bool("retry_failed", False, "with --resume, measure those that failed again")
 flags.DEFINE_float("cell_seconds", 60, "a cell that takes longer counts as hung")
 flags.DEFINE_float("cap", 0, "start no new cell after this many seconds (0: no limit)")
+flags.DEFINE_float("deadline", 0, "start no new cell after this time (seconds since 1970)")
+flags.DEFINE_integer("after_pid", 0, "compile everything now, measure when that process has ended")
+flags.DEFINE_bool("eligible", False, "skip the peers that do less or more than our kernels")
+flags.DEFINE_bool("draw", True, "draw the picture")
 flags.DEFINE_integer("threads", 8, "threads that compile kernels ahead")
 flags.DEFINE_bool("sweep", False, "time every config too, to see how good the chosen one is")
 flags.DEFINE_bool("warm", False, "first compile the peers that compile themselves, in parallel")
@@ -65,8 +70,9 @@ def command_line(arguments: list[str]) -> str:
     kept, skip = [], False
     for argument in arguments:
         flag = argument.lstrip("-").split("=")[0]
-        if skip or (flag in ("out", "cap", "name", "resume", "retry_failed", "warm", "repro")):
-            skip = not skip and flag in ("out", "cap", "name") and "=" not in argument
+        with_value = ("out", "cap", "name", "deadline", "after_pid", "threads")
+        if skip or flag in (*with_value, "resume", "retry_failed", "warm", "repro", "nodraw"):
+            skip = not skip and flag in with_value and "=" not in argument
             continue
         kept.append(argument)
     return shlex.join(["python", "-m", "benchmarks", *kept])
@@ -113,6 +119,15 @@ def restart() -> None:
     sys.stdout.flush()
     command = [sys.executable, "-m", "benchmarks", *arguments, "--resume"]
     os.execv(sys.executable, command)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists and has not ended; one that nobody has waited for has."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
 
 def groups_of(cells: list[Cell]) -> list[list[Cell]]:
@@ -194,17 +209,26 @@ def run(cells: list[Cell]) -> int:
             console.print(f"  {repro(cell)}", style="dim", soft_wrap=True)
 
     def late() -> bool:
-        return bool(FLAGS.cap) and time.time() - started > FLAGS.cap
+        cap = started + FLAGS.cap if FLAGS.cap else math.inf
+        return time.time() > min(cap, FLAGS.deadline or math.inf)
+
+    def compiling(group: list[Cell]) -> dict[Cell, Future]:
+        return {c: pool.submit(ours.compiled, c) for c in group if not is_host(c)}
 
     with ThreadPoolExecutor(FLAGS.threads) as pool, bar:
         task = bar.add_task(FLAGS.suite, total=len(cells), completed=len(cells) - len(wanted))
+        if FLAGS.after_pid:
+            wait(compiling(wanted).values())
+            while is_running(FLAGS.after_pid):
+                time.sleep(0.05)
+            started = time.time()
         for group in groups_of(wanted):
             if late():
                 break
             weights = None
             # All of a group compile before any of it is timed: loading a module stalls the card.
             bar.update(task, description=f"compiling {group[0]} ...")
-            futures = {c: pool.submit(ours.compiled, c) for c in group if not is_host(c)}
+            futures = compiling(group)
             wait(futures.values())
             for cell in group:
                 if late():
@@ -225,6 +249,7 @@ def run(cells: list[Cell]) -> int:
                     device,
                     FLAGS.peers,
                     FLAGS.verify,
+                    FLAGS.eligible,
                     pool if FLAGS.sweep else None,
                 )
                 timer.cancel()
@@ -236,8 +261,9 @@ def run(cells: list[Cell]) -> int:
             torch.cuda.empty_cache()
     records = report.merge(old, fresh)
     report.print_tables(records, console)
-    report.draw_roofline(records, path.with_suffix(".png"), device)
-    console.print(f"{path}  {path.with_suffix('.png').name}", soft_wrap=True)
+    if FLAGS.draw:
+        report.draw_roofline(records, path.with_suffix(".png"), device)
+    console.print(str(path), soft_wrap=True)
     return sum("ours" in r.get("failed", {}) for r in records)
 
 

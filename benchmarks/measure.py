@@ -37,6 +37,7 @@ def measure(
     device: str,
     sources: Collection[str],
     verify: bool,
+    eligible: bool = False,
     sweep: Executor | None = None,
 ) -> dict:
     """The record of a cell.
@@ -47,6 +48,7 @@ def measure(
       device: name of the card, for its ceilings.
       sources: which peers to run ("torch", "vllm", ...).
       verify: whether results are compared with the reference.
+      eligible: leave out the peers that are shown and never counted.
       sweep: threads that compile every config there is, to find this cell's own best.
     """
     if is_host(cell):
@@ -63,19 +65,21 @@ def measure(
         kernel, config = made.kernel, made.config
         arguments = made.operands(o)
         out = made.finish(function(*arguments[0]), o)
-        err = check(cell, out, o.reference) if verify else None
+        err = check(cell, out[o.rows], o.reference) if verify else None
         calls = [lambda a=a: function(*a) for a in arguments]
         us = timing.graph_time(calls if cell.m < 1024 else calls[:4])
     except Exception as error:
         failed["ours"] = reason(error)
     for peer in peer_table.peers_of(cell.family):
-        if peer.source not in sources:
+        if peer.source not in sources or (eligible and not peer.eligible):
             continue
         try:
             built = peer.build(o)
             out = built.finish(built.calls[0]())
-            if verify:
-                check(cell, out, built.reference() if built.reference else o.reference)
+            if verify and built.reference:
+                check(cell, out, built.reference())
+            elif verify:
+                check(cell, out[o.rows], o.reference)
             calls = built.calls if cell.m < 1024 else built.calls[:4]
             t = built.time() if built.time else timing.graph_time(calls)
             (times if peer.eligible else others)[peer.name] = t
@@ -101,7 +105,7 @@ def _best_config(cell: Cell, o, configs, pool: Executor) -> dict:
         try:
             made, function = future.result()
             arguments = made.operands(o)
-            check(cell, made.finish(function(*arguments[0]), o), o.reference)
+            check(cell, made.finish(function(*arguments[0]), o)[o.rows], o.reference)
             times[config] = timing.graph_time(
                 [lambda f=function, a=a: f(*a) for a in arguments[:4]]
             )
