@@ -113,22 +113,20 @@ class Block:
     def load_scales(self, j, m, scale_slot):
         """Every fourth step, x's scales of the next four: [tile_m, 4], 16 bytes a row."""
         smem, tile_m = self.smem, self.plan.config.tile_m
-        k = self.k_start + j
-        fresh = (j == 0) | (lax.rem(k, jnp.int32(4)) == 0)
+        fresh = lax.rem(j, jnp.int32(4)) == 0
 
         @pl.when(fresh)
         def _():
             plgpu.copy_gmem_to_smem(
-                self.gmem["x_scale"].at[pl.ds(m, tile_m), pl.ds(lax.div(k, jnp.int32(4)) * 4, 4)],
+                self.gmem["x_scale"].at[pl.ds(m, tile_m), pl.ds(self.k_start + j, 4)],
                 smem["x_scales"].at[scale_slot],
                 smem["x_scales_full"].at[scale_slot],
             )
 
-        return self.next_scale_slot(scale_slot, fresh)
+        return lax.select(fresh, self.next_scale_slot(scale_slot), scale_slot)
 
-    def next_scale_slot(self, slot, fresh):
-        wrapped = lax.select(slot == self.plan.scale_slots - 1, jnp.int32(0), slot + 1)
-        return lax.select(fresh, wrapped, slot)
+    def next_scale_slot(self, slot):
+        return lax.select(slot == self.plan.scale_slots - 1, jnp.int32(0), slot + 1)
 
     # ---- the multiplying warpgroups
 
@@ -144,13 +142,13 @@ class Block:
         def one_tile(i, carry):
             m, n = self.tile(i)
             product = self.scaled_product if plan.block_scaled else self.product
-            totals, carry = product(n, carry)
+            total, carry = product(n, carry)
             if self.vectors:
                 plgpu.barrier_wait(smem["vectors_full"])
             if c.split_k > 1:
                 sum_over_cluster(
-                    totals[0],
-                    lambda part, index: self.finish([part], 0, m, n, index * plan.part_cols),
+                    total,
+                    lambda part, index: self.finish(part, 0, m, n, index * plan.part_cols),
                     axis="k",
                     size=c.split_k,
                     parts=plan.parts,
@@ -160,7 +158,7 @@ class Block:
                     outputs=self.board,
                 )
             else:
-                self.finish(totals, i, m, n, 0)
+                self.finish(total, i, m, n, 0)
             if self.vectors:
                 plgpu.barrier_arrive(smem["vectors_free"])
             return carry
@@ -191,94 +189,91 @@ class Block:
             slot = lax.fori_loop(0, self.k_steps, step, carry[0])
             total = acc[...]
             plgpu.barrier_arrive(smem["free"].at[self.previous_slot(slot)])
-            return (total,), (slot, carry[1])
+            return total, (slot, carry[1])
 
         return pl.run_scoped(body, plgpu.ACC((plan.wg_rows, plan.cols), self.accumulator))
 
     def scaled_product(self, n, carry):
         """Sums over K of products of 128 each, scaled before they are added in float32.
 
-        Each 64 rows go through one accumulator in turn: wgmma's products of one warpgroup run
-        while the other scales and adds.
+        Four steps make a round, as long as one load of x's scales. In it the products of a step
+        run while those of the step before are scaled and added.
         """
         plan, c, smem = self.plan, self.plan.config, self.smem
-        shape = 64, plan.cols
+        shape = plan.wg_rows, plan.cols
         row = n + self.warpgroup * plan.wg_rows if c.swap else n
         last = self.gmem["w_scale"].shape[0] - 1
         block = lax.min(lax.div(row, jnp.int32(BLOCK)), jnp.int32(last))
-        last_k = jnp.int32(plan.k_steps - 1)
 
-        def step(j, carry):
-            totals, w_scale, slot, scale_slot = carry
-            k = self.k_start + j
-            fresh = (j == 0) | (lax.rem(k, jnp.int32(4)) == 0)
-            next_scale_slot = self.next_scale_slot(scale_slot, fresh)
+        def w_scales(first):
+            """w's scales of a round; they come from global memory, so a round ahead."""
+            ks = [lax.min(first + i, jnp.int32(plan.k_steps - 1)) for i in range(4)]
+            return tuple(self.gmem["w_scale"][block, k] for k in ks)
 
-            @pl.when(fresh)
-            def _():
-                plgpu.barrier_wait(smem["x_scales_full"].at[scale_slot])
+        def round_of_four(r, carry):
+            total, scales, slot, scale_slot = carry
+            next_scales = w_scales(self.k_start + 4 * (r + 1))
+            plgpu.barrier_wait(smem["x_scales_full"].at[scale_slot])
 
-            held = lax.select(fresh, scale_slot, self.previous_scale_slot(scale_slot))
-            plgpu.barrier_wait(smem["full"].at[slot])
-            rows, cols = self.operands(slot)
-            next_w_scale = self.gmem["w_scale"][block, lax.min(k + 1, last_k)]
-            added = []
-            for i, total in enumerate(totals):
+            def add(total, i, acc, slot, in_flight):
+                part = plgpu.wgmma_accumulator_load(acc, wait_n=in_flight)
+                if i == 3:
+                    # The scales were read by threads and will be written by TMA: order the two.
+                    plgpu.commit_smem()
+                plgpu.barrier_arrive(smem["free"].at[slot])
+                return total + part * (x_scales[i] * scales[i])
 
-                def body(acc, i=i):
-                    plgpu.wgmma(acc, rows.at[pl.ds(64 * i, 64)], cols)
-                    scale = self.x_scales(held, lax.rem(k, jnp.int32(4)), 64 * i) * w_scale
-                    return acc[...], scale
+            def step(i, total, slot, previous):
+                def body(acc):
+                    plgpu.barrier_wait(smem["full"].at[slot])
+                    plgpu.wgmma(acc, *self.operands(slot))
+                    added = add(total, i - 1, *previous, 1) if previous else total
+                    if i == 3:
+                        return add(added, 3, acc, slot, 0), self.next_slot(slot)
+                    return step(i + 1, added, self.next_slot(slot), (acc, slot))
 
-                part, scale = pl.run_scoped(body, plgpu.ACC(shape, jnp.float32))
-                added.append(total + part * scale)
-            # The slot of scales was read by threads and will be written by TMA: order the two.
-            pl.when(lax.rem(k, jnp.int32(4)) == 3)(plgpu.commit_smem)
-            plgpu.barrier_arrive(smem["free"].at[slot])
-            return tuple(added), next_w_scale, self.next_slot(slot), next_scale_slot
+                return pl.run_scoped(body, plgpu.ACC(shape, jnp.float32))
+
+            x_scales = [self.x_scales(scale_slot, i) for i in range(4)]
+            total, slot = step(0, total, slot, None)
+            return total, next_scales, slot, self.next_scale_slot(scale_slot)
 
         zero = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), _WGMMA)
-        zeros = (zero,) * (plan.wg_rows // 64)
-        first = self.gmem["w_scale"][block, self.k_start]
-        totals, _, *carry = lax.fori_loop(0, self.k_steps, step, (zeros, first, *carry))
-        return totals, tuple(carry)
+        carry = zero, w_scales(self.k_start), *carry
+        total, _, *carry = lax.fori_loop(0, self.k_steps // 4, round_of_four, carry)
+        return total, tuple(carry)
 
-    def previous_scale_slot(self, slot):
-        return lax.select(slot == 0, jnp.int32(self.plan.scale_slots - 1), slot - 1)
-
-    def x_scales(self, slot, k, first_row):
-        """Column k of a slot of activation scales, one a row of x, over 64 rows of the tile."""
-        scales, shape = self.smem["x_scales"], (64, self.plan.cols)
+    def x_scales(self, slot, k):
+        """Column k of a slot of activation scales, one a row of x, over a warpgroup's tile."""
+        scales, shape = self.smem["x_scales"], (self.plan.wg_rows, self.plan.cols)
         if self.plan.config.swap:
             return strided_vector(scales.at[slot, :, k], shape, 1)
-        rows = pl.ds(self.warpgroup * self.plan.wg_rows + first_row, 64)
+        rows = pl.ds(self.warpgroup * self.plan.wg_rows, self.plan.wg_rows)
         return strided_vector(scales.at[slot, rows, k], shape, 0)
 
     # ---- the epilogue
 
-    def finish(self, totals, i, m, n, first_col):
-        """Scales, rounds and sends this warpgroup's rows, given as blocks of rows x columns.
+    def finish(self, total, i, m, n, first_col):
+        """Scales, rounds and sends a [wg_rows, columns] part of the block's i-th tile.
 
-        They belong to the block's i-th tile, and the columns begin at `first_col` of it.
+        The part's columns begin at `first_col` of the tile.
         """
         plan, c = self.plan, self.plan.config
+        rows, cols = total.shape
         first_row = self.warpgroup * plan.wg_rows
-        width = plan.part_cols if c.swap else plan.out_line_bytes // plan.out_itemsize
-        # Staging slots go round from tile to tile, or a tile's first store could overwrite what
-        # the last one of the tile before is still sending.
-        store = i * (plan.wg_rows // 64 * (plan.part_cols // width))
-        for total in totals:
-            rows, cols = total.shape
-            value = self.scale(total, first_row, first_col).astype(plan.problem.out_dtype)
-            for row, col in itertools.product(range(0, rows, 64), range(0, cols, width)):
-                part = value[row : row + 64, col : col + width]
-                if c.swap:
-                    part = plgpu.layout_cast(part, plgpu.Layout.WGMMA_TRANSPOSED)
-                    self.send(part, m + first_col, n + first_row + row, store)
-                else:
-                    self.send(part, m + first_row + row, n + first_col + col, store)
-                store += 1
-            first_row += rows
+        value = self.scale(total, first_row, first_col).astype(plan.problem.out_dtype)
+        width = cols if c.swap else plan.out_line_bytes // plan.out_itemsize
+        places = list(itertools.product(range(0, rows, 64), range(0, cols, width)))
+        for store, (row, col) in enumerate(places):
+            part = value[row : row + 64, col : col + width]
+            # Staging slots go round from tile to tile, or a tile's first store could overwrite
+            # what the last one of the tile before is still sending.
+            store += i * len(places)
+            if c.swap:
+                part = plgpu.layout_cast(part, plgpu.Layout.WGMMA_TRANSPOSED)
+                self.send(part, m + first_col, n + first_row + row, store)
+            else:
+                self.send(part, m + first_row + row, n + first_col + col, store)
 
     def send(self, part, m, n, store):
         """Stages one tile in shared memory and has TMA write it; clipped at the edges."""

@@ -184,8 +184,8 @@ class Plan:
     @property
     def accumulator_registers(self) -> int:
         """Registers a thread holds in accumulators."""
-        total = self.wg_rows * self.cols // 128
-        return total + 64 * self.cols // 128 if self.block_scaled else total
+        one = self.wg_rows * self.cols // 128
+        return 3 * one if self.block_scaled else one  # two in flight, and their scaled sum
 
     @property
     def needs_more_registers(self) -> bool:
@@ -241,8 +241,8 @@ class Plan:
                 "block scales: a warpgroup's rows of w under one scale",
             ),
             (
-                not self.block_scaled or c.split_k == 1 or self.wg_rows == 64,
-                "block scales: a split sums 64 rows a warpgroup",
+                not self.block_scaled or self.k_steps % (4 * c.split_k) == 0,
+                f"block scales: rounds of 4 steps of K, got {self.k_steps} in {c.split_k} parts",
             ),
             (
                 not self.block_scaled or (self.cols if not c.swap else self.wg_rows) <= BLOCK,

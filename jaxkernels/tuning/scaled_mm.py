@@ -26,16 +26,17 @@ _CLOCK = 1.6e9  # what an H200 sustains with every tensor core at work
 _COOL_CLOCK = 1.9e9  # and with half of them
 _STEP_CLOCKS = 50  # of a stage, that are neither products nor hidden
 _SCALED_STEP_CLOCKS = 190  # the same, when each stage is scaled and added in registers
-_ROUND = 1.2e-6  # a further tile of a block: its epilogue, in part hidden
+_ROUND = 0.3e-6  # a further tile of a block: its epilogue, in part hidden,
+_ROUND_OF_OUTPUTS = 0.9e-6 / 2**15  # and more for each element of it
 _LAUNCH = 2.7e-6
 _OVERLAPPED_LAUNCH = 1.95e-6
-_OVERLAP_LIMIT = 22e-6  # longer kernels gained nothing from an overlapped launch, or lost
+_OVERLAP_LIMIT = 22e-6  # longer kernels with large tiles lost by an overlapped launch
 _LATENCY = 1.55e-6  # of memory under load: a block's bytes in flight over this is its rate
 _BLOCK_BANDWIDTH = 130e9  # the most one block reads, however much it has in flight
 _MEMORY_EFFICIENCY = 0.985
 _L2_BANDWIDTH = 17e12
 _CLUSTER = 0.4e-6  # blocks of a cluster start and end together
-_EXCHANGE = 0.7e-6  # of a split: two barriers of a cluster
+_EXCHANGE = 0.7e-6  # of a split, for each other block of the cluster
 _EXCHANGE_BANDWIDTH = 16e9  # partial sums that a block sends and adds
 
 
@@ -105,8 +106,9 @@ def candidates(problem: ScaledMMProblem, device: Device) -> tuple[Config, ...]:
         base = Config(tile_m, tile_n, 2, swap, split, cluster_m, warpgroups=wgs, panel=16)
         deep = _deepest(problem, base, device)
         if deep is not None:
-            quick = cost(problem, deep, device).total < _OVERLAP_LIMIT
-            found.append(dataclasses.replace(deep, overlap=quick))
+            small = swap and wgs == 1
+            overlap = small or cost(problem, deep, device).total < _OVERLAP_LIMIT
+            found.append(dataclasses.replace(deep, overlap=overlap))
     return tuple(found)
 
 
@@ -127,6 +129,8 @@ def cost(problem: ScaledMMProblem, config: Config, device: Device) -> Cost:
     plan, p, c = Plan(problem, config), problem, config
     tiles = plan.m_groups * plan.n_groups * c.cluster
     slots = device.num_sms
+    if c.cluster > 2:  # clusters of 4 do not fill every GPC: 32 of them took two rounds
+        slots = slots * 7 // 8
     if c.split_k > 1:  # not persistent: as many blocks at a time as shared memory lets
         slots *= max(1, device.smem_bytes // plan.smem_without_staging)
     blocks, rounds = min(tiles, slots), ceil_div(tiles, slots)
@@ -147,18 +151,25 @@ def cost(problem: ScaledMMProblem, config: Config, device: Device) -> Cost:
     one = min(c.stages * stage / _LATENCY, _BLOCK_BANDWIDTH)
     bandwidth = device.read_gbps * 1e9 * _MEMORY_EFFICIENCY
     part = p.min_bytes / tiles
-    memory = (tiles - last) * part / min(slots * one, bandwidth)
-    memory += last * part / min(last * one, bandwidth)
+    memory = (tiles - last) * part / _lesser(slots * one, bandwidth)
+    memory += last * part / _lesser(last * one, bandwidth)
 
-    fixed = (_OVERLAPPED_LAUNCH if c.overlap else _LAUNCH) + (rounds - 1) * _ROUND
+    fixed = (_OVERLAPPED_LAUNCH if c.overlap else _LAUNCH) + (rounds - 1) * (
+        _ROUND + _ROUND_OF_OUTPUTS * c.tile_m * c.tile_n
+    )
     if c.split_k > 1:
         partial = c.tile_m * c.tile_n * 4
-        fixed += rounds * (_EXCHANGE + partial / _EXCHANGE_BANDWIDTH)
+        fixed += rounds * (_EXCHANGE * (c.split_k - 1) + partial / _EXCHANGE_BANDWIDTH)
     elif c.cluster > 1:
         fixed += _CLUSTER
     slowest, second = sorted((tensor, l2, memory), reverse=True)[:2]
     total = slowest + 0.1 * second + fixed  # the two do not overlap perfectly
     return Cost(total, memory, l2, tensor, fixed, blocks, rounds)
+
+
+def _lesser(a: float, b: float) -> float:
+    """The lesser of two rates, and a little less where they are close."""
+    return a * b / (a**4 + b**4) ** 0.25
 
 
 def _from_table(problem: ScaledMMProblem, device: Device) -> Config | None:

@@ -64,7 +64,7 @@ INTERPRETED = {
         Config(24, 128, 4, swap=True),
     ),
     "block-swap-split": (
-        problem(24, 200, 1536, E4M3, "float32", scales=("group", "block")),
+        problem(24, 200, 1024, E4M3, "float32", scales=("group", "block")),
         Config(24, 64, 4, swap=True, split_k=2, warpgroups=1),
     ),
 }
