@@ -54,7 +54,7 @@ def assert_same_bits(a: QuantizedTensor, b: QuantizedTensor):
         np.testing.assert_array_equal(left, right)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     scalar_type=st.sampled_from(TYPES),
     n=st.integers(1, 140),
