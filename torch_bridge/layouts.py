@@ -6,23 +6,45 @@ import jax
 import torch
 
 from jaxkernels.mixed_mm.prepare import HOPPER_FRAGMENT, can_prepare, prepare, unprepare
+from jaxkernels.mosaic.device import trace_device
+from jaxkernels.problem import MixedMMProblem
 from jaxkernels.quantized import PLAIN, QuantizedTensor
+from selection.problems import implementations_of
 from torch_bridge.dlpack import jax_device, to_jax, to_torch
+from torch_bridge.launch import trace_context
 
 
 def best_layout(w: QuantizedTensor, kernel: type, dtype: torch.dtype) -> str:
     """The layout in which a kernel class reads this weight (torch leaves) on its device.
 
-    "hopper_fragment" where the class tries a Hopper kernel of `mixed_mm`, the weight is on a
-    Hopper GPU and that kernel takes it; else "plain".
+    "hopper_fragment" where the class tries the Hopper kernel of `mixed_mm` and that takes the
+    weight with activations of this dtype; else "plain".
     """
-    if not w.data.is_cuda or "hopper" not in kernel.available_implementations():
+    tried = dict(implementations_of(kernel.backing))
+    if not w.data.is_cuda or kernel.backing.op != "mixed_mm" or "hopper" not in tried:
         return PLAIN
-    if kernel.backing.op != "mixed_mm" or torch.cuda.get_device_capability(w.data.device)[0] != 9:
+    if w.layout == PLAIN and not can_prepare(w).ok:
         return PLAIN
-    if dtype not in (torch.bfloat16, torch.float16):
-        return PLAIN
-    return HOPPER_FRAGMENT if w.layout != PLAIN or can_prepare(w).ok else PLAIN
+    n, k = w.shape
+    name = str(dtype).removeprefix("torch.")
+    per_tensor, whole = w.group_shape.is_per_tensor(), w.group_size == -1
+    problem = MixedMMProblem(
+        m=1,
+        n=n,
+        k=k,
+        weight_type=w.scalar_type,
+        x_dtype=name,
+        out_dtype=name,
+        group_size=w.group_size,
+        granularity="tensor" if per_tensor else "channel" if whole else "group",
+        zero_points=w.zero_point is not None,
+        layout=HOPPER_FRAGMENT,
+        scale_dtype=str(w.scale.dtype).removeprefix("torch."),
+        global_scale=w.global_scale is not None,
+    )
+    with trace_context(w.data.device):
+        supported = tried["hopper"].supports(problem, trace_device())
+    return HOPPER_FRAGMENT if supported.ok else PLAIN
 
 
 def to_layout(w: QuantizedTensor, layout: str) -> QuantizedTensor:
