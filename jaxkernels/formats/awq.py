@@ -98,6 +98,7 @@ def to_awq(w: QuantizedTensor) -> dict[str, jax.Array]:
         checks.bad_value("w", "uint4 or uint8 with zero points and no act-order", w)
     if w.granularity == "block" or w.shape[0] % packing.per_word(bits):
         checks.bad_value("w", f"groups, and N a multiple of {packing.per_word(bits)}", w)
+    packing.check_zero_points(w.zero_point, 0, 2**bits - 1)
     qweight, qzeros = (
         packing.pack_words(packing.reorder(codes.T, _ORDER[bits]), bits)
         for codes in (stored_codes(w), w.zero_point)

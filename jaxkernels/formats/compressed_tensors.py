@@ -118,6 +118,7 @@ def to_wna16(w: QuantizedTensor) -> dict[str, jax.Array]:
         "weight_shape": jnp.array(w.shape, jnp.int32),
     }
     if w.zero_point is not None:
+        packing.check_zero_points(w.zero_point, 0, 2**bits - 1)
         tensors["weight_zero_point"] = packing.pack_words(w.zero_point, bits, axis=0)
     if w.g_idx is not None:
         tensors["weight_g_idx"] = w.g_idx

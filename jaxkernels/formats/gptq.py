@@ -119,8 +119,8 @@ def to_gptq(w: QuantizedTensor, *, v2: bool = False) -> dict[str, jax.Array]:
         zeros = jnp.full(w.scale.shape, w.scalar_type.bias, jnp.uint8)
     else:
         zeros = w.zero_point
-        if not v2 and bits == 4 and packing.is_known(zeros) and not np.all(zeros):
-            checks.bad_value("w", "zero points of 1 to 16 for version 1", w)
+        if bits == 4:
+            packing.check_zero_points(zeros, *((0, 15) if v2 else (1, 16)))
     scale = jnp.broadcast_to(w.scale, (n, w.scale.shape[1]))
     zeros = jnp.broadcast_to(zeros, scale.shape)
     groups = scale.shape[1]

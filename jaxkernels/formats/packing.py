@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ def per_word(bits: int) -> int:
     return 32 // bits
 
 
+@functools.partial(jax.jit, static_argnames=("bits", "axis", "size"))
 def unpack_words(words: jax.Array, bits: int, axis: int = -1, size: int | None = None) -> jax.Array:
     """int32 words packed along `axis` to uint8 codes, cut to `size` if given.
 
@@ -36,6 +38,7 @@ def unpack_words(words: jax.Array, bits: int, axis: int = -1, size: int | None =
     return jnp.moveaxis(codes[..., :size], -1, axis)
 
 
+@functools.partial(jax.jit, static_argnames=("bits", "axis"))
 def pack_words(codes: jax.Array, bits: int, axis: int = -1) -> jax.Array:
     """The inverse of `unpack_words`; a last word is filled up with zeros.
 
@@ -60,3 +63,11 @@ def reorder(codes: jax.Array, order: Sequence[int]) -> jax.Array:
 def is_known(array: Any) -> bool:
     """Whether values can be looked at: not while tracing."""
     return not isinstance(array, jax.core.Tracer)
+
+
+def check_zero_points(zeros: jax.Array, low: int, high: int) -> None:
+    """ValueError if a zero point is known not to fit; a word would hold another one."""
+    if is_known(zeros) and zeros.size:
+        smallest, largest = int(jnp.min(zeros)), int(jnp.max(zeros))
+        if smallest < low or largest > high:
+            checks.bad_value("w", f"zero points of {low} to {high}", f"{smallest} to {largest}")

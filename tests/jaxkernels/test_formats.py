@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxkernels import QuantizedTensor, dequantize, quantize, quantize_fp8, scalar_types
+from jaxkernels import GroupShape, QuantizedTensor, dequantize, quantize, quantize_fp8, scalar_types
 from jaxkernels.formats import awq, compressed_tensors, fp8, gptq, packing
 
 F = np.float32
@@ -125,6 +125,15 @@ def test_gptq_version_1_cannot_say_zero():
     assert not np.any(w.zero_point)
     with pytest.raises(ValueError, match="zero points of 1 to 16"):
         gptq.to_gptq(w)
+    sixteen = dataclasses.replace(w, zero_point=jnp.full_like(w.zero_point, 16))
+    gptq.to_gptq(sixteen)
+    for other in (
+        functools.partial(gptq.to_gptq, v2=True),
+        awq.to_awq,
+        compressed_tensors.to_wna16,
+    ):
+        with pytest.raises(ValueError, match="w: expected zero points of 0 to 15, got '16 to 16'"):
+            other(sixteen)
     zeros = gptq.from_gptq(**gptq.to_gptq(w, v2=True), sym=False, v2=True).zero_point
     assert not np.any(zeros)
 
@@ -309,6 +318,58 @@ def test_requantized_rows_agree_with_the_quantizer(rng):
     _, got = fp8.requantize_with_max_scale(x, scale, [4])
     want = quantize_fp8((x.astype(F) * 2).astype(np.float16), 2.0)[0]
     np.testing.assert_array_equal(np.asarray(got, F), np.asarray(want, F))
+
+
+# -- any weight ---------------------------------------------------------------------------------
+
+
+@st.composite
+def weights(draw, asymmetric=None):
+    """An integer weight of any codes, scales and groups; N and K fill whole words."""
+    bits = draw(st.sampled_from([4, 8]))
+    groups, size = draw(st.integers(1, 3)), 8 * draw(st.integers(1, 3))
+    n, k = 8 * draw(st.integers(1, 3)), groups * size
+    has_zeros = draw(st.booleans()) if asymmetric is None else asymmetric
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    types = {
+        (4, True): scalar_types.uint4,
+        (4, False): scalar_types.uint4b8,
+        (8, True): scalar_types.uint8,
+        (8, False): scalar_types.uint8b128,
+    }
+    # Version 1 of GPTQ says 1 to 16 with 4 bits.
+    zeros = rng.integers(1, 17 if bits == 4 else 256, (n, groups), dtype=np.uint8)
+    return QuantizedTensor(
+        data=jnp.asarray(rng.integers(0, 256, (n, k * bits // 8), dtype=np.uint8)),
+        scale=jnp.asarray(rng.uniform(-1, 1, (n, groups)).astype(np.float16)),
+        zero_point=jnp.asarray(zeros) if has_zeros else None,
+        shape=(n, k),
+        scalar_type=types[bits, has_zeros],
+        group_shape=GroupShape(1, -1 if groups == 1 else size),
+    ).validate()
+
+
+@settings(max_examples=10, deadline=None)
+@given(w=weights())
+def test_any_weight_through_gptq(w):
+    bits, sym = w.scalar_type.size_bits, w.zero_point is None
+    same_tree(gptq.from_gptq(**gptq.to_gptq(w), bits=bits, sym=sym), w)
+
+
+@settings(max_examples=10, deadline=None)
+@given(w=weights())
+def test_any_weight_through_compressed_tensors(w):
+    if w.zero_point is not None:  # a word's four bits hold 0 to 15
+        w = dataclasses.replace(w, zero_point=w.zero_point & (2**w.scalar_type.size_bits - 1))
+    tensors = compressed_tensors.to_wna16(w)
+    same_tree(compressed_tensors.from_wna16(**tensors, bits=w.scalar_type.size_bits), w)
+
+
+@settings(max_examples=10, deadline=None)
+@given(w=weights(asymmetric=True))
+def test_any_weight_through_awq(w):
+    w = dataclasses.replace(w, zero_point=w.zero_point & (2**w.scalar_type.size_bits - 1))
+    same_tree(awq.from_awq(**awq.to_awq(w), bits=w.scalar_type.size_bits), w)
 
 
 # -- under jit, and bad input -------------------------------------------------------------------
