@@ -216,24 +216,15 @@ class Runner:
             except launch.NotDirect as e:
                 _warn_not_direct(self.scheme, str(e))
         elif device.type == "cuda":
-            _warn_no_route(launch.direct_route().reasons)
+            launch.warn_no_direct_route(launch.direct_route().reasons)
         return _Jitted(function, device)
 
 
 @functools.cache
 def _warn_not_direct(scheme, reason):
     warnings.warn(
-        f"torch_bridge: {scheme} runs through XLA and DLPack, with about 0.3 ms of host time a "
+        f"torch_bridge: {scheme} runs through XLA and DLPack, with about 0.15 ms of host time a "
         f"call and no CUDA graphs: {reason}",
-        stacklevel=2,
-    )
-
-
-@functools.cache
-def _warn_no_route(reasons):
-    warnings.warn(
-        "torch_bridge: kernels go through XLA and DLPack, with about 0.3 ms of host time a call "
-        f"and no CUDA graphs: {'; '.join(reasons)}",
         stacklevel=2,
     )
 

@@ -14,6 +14,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxkernels import mixed_mm, quantize, scalar_types, scaled_mm
 from jaxkernels.mixed_mm.prepare import prepare
 from jaxkernels.mosaic.compile import NotDirect, lower_program
+from jaxkernels.problem import Support
+from torch_bridge import launch
 from torch_bridge.launch import LaunchableKernel, compile_kernel, direct_route, trace_context
 
 M, N, K = 64, 128, 256
@@ -133,6 +135,15 @@ def test_equal_kernels_have_equal_keys():
 def test_without_the_entry_points_there_is_a_reason():
     support = direct_route()
     assert support.ok or "MosaicGpuCompile" in support.reasons[0]
+
+
+def test_without_them_kernels_go_through_dlpack_with_one_warning(monkeypatch):
+    reason = f"none here, says {id(monkeypatch)}"
+    monkeypatch.setattr(launch, "direct_route", lambda: Support(False, (reason,)))
+    with pytest.warns(UserWarning, match=f"no CUDA graphs: {reason}") as seen:
+        kernels = [compile_kernel(add_one, shape(128)) for _ in range(2)]
+    assert len([w for w in seen if reason in str(w.message)]) == 1
+    assert all(callable(k) and not isinstance(k, LaunchableKernel) for k in kernels)
 
 
 def test_cpu_tensors_are_refused_before_a_launch():
