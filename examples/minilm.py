@@ -87,11 +87,15 @@ class Side:
 
 @dataclasses.dataclass
 class Result:
-    """One recipe: its sides by name, and why a side that is missing could not run."""
+    """One recipe: its sides by name, and why a side that is missing could not run.
+
+    refused: nothing here serves it, and says why. failed: it was to run and broke.
+    """
 
     recipe: str
     sides: dict[str, Side] = dataclasses.field(default_factory=dict)
     refused: dict[str, str] = dataclasses.field(default_factory=dict)
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def sides_apart(self) -> float | None:
@@ -108,6 +112,7 @@ class Result:
             "sides_apart": self.sides_apart,
             "sides": {name: side.summary() for name, side in self.sides.items()},
             "refused": self.refused,
+            "failed": self.failed,
         }
 
 
@@ -202,6 +207,9 @@ def run(
                 except (ValueError, NotImplementedError) as error:
                     result.refused[side_name] = str(error)
                     console.print(f"{name}, {side_name}: cannot run here: {error}")
+                except RuntimeError as error:  # torch's and JAX's, out of memory for one
+                    result.failed[side_name] = str(error)
+                    console.print(f"{name}, {side_name}: FAILED: {error}")
                 else:
                     base = side if name == BASE else results[0].sides.get(side_name)
                     if base is None:
@@ -223,6 +231,7 @@ def checks(results: Sequence[Result], *, full: bool) -> list[tuple[bool, str]]:
     """What must hold: (whether it does, in words)."""
     found = []
     for result in results:
+        found += [(False, f"{result.recipe}, {name} failed") for name in result.failed]
         apart = result.sides_apart
         if apart is not None:
             found.append(
@@ -274,6 +283,8 @@ def table(results: Sequence[Result]) -> Table:
             )
         for name, reason in result.refused.items():
             shown.add_row(result.recipe, name, f"cannot run here: {reason}", *[""] * 7)
+        for name, reason in result.failed.items():
+            shown.add_row(result.recipe, name, f"FAILED: {reason[:300]}", *[""] * 7)
         shown.add_section()
     return shown
 

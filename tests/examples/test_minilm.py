@@ -98,6 +98,19 @@ def test_checks_pass_and_can_fail(results):
     assert "w8a16, JAX: top-1 +2.00 points below fp32" in broken[1]
 
 
+def test_a_side_that_breaks_is_shown_and_fails_the_run(folder, monkeypatch):
+    def broken(self, batch):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    base = run(folder, [])[0]
+    monkeypatch.setattr(minilm_jax.Encoder, "encode", broken)
+    result = run(folder, [])[0]
+    assert list(result.sides) == ["torch"]
+    assert "RESOURCE_EXHAUSTED" in result.failed["JAX"]
+    assert [held for held, _ in minilm.checks([result], full=False)] == [False]
+    assert [held for held, _ in minilm.checks([base], full=False)] == [True]
+
+
 def test_a_recipe_that_cannot_run_says_why(folder, monkeypatch):
     odd = Recipe("w4a16-g100", "mp", scalar_types.uint4b8, 100)
     monkeypatch.setitem(RECIPES, odd.name, odd)
