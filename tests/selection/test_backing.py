@@ -55,9 +55,9 @@ def layers(kind):
     return found
 
 
-def reach(kind, kernel, platforms=PLATFORMS):
+def reach(kind, kernel):
     """A (config, platform) that a class serves, whatever comes before it in the list."""
-    for platform in platforms:
+    for platform in PLATFORMS:
         capability = platform.get_device_capability()
         number = None if capability is None else capability.to_int()
         with using(platform):
@@ -226,11 +226,9 @@ def test_the_live_gpu_is_an_h200_class_device():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("kind", "kernel"), LISTED, ids=id_of)
-def test_the_backing_runs_on_the_live_gpu(kind, kernel):
-    found = reach(kind, kernel, [selection.current_platform])
-    if found is None:
-        pytest.skip("the class is not for this device")
-    problem = problem_for(kernel, found[0], M, N, K)
-    resolved = resolve(kernel.backing, problem, selection.current_platform.device)
-    assert runs_like_the_reference(resolved.problem, resolved.name)
+@pytest.mark.parametrize("scheme", sorted(selection.SCHEMES))
+def test_what_serves_a_scheme_on_the_live_gpu_runs(scheme):
+    layer = selection.scheme(scheme)
+    choice = choose_kernel(layer.config(K, N), kind=layer.kind)
+    found = choice.resolved(M, N, K)
+    assert runs_like_the_reference(found.problem, found.name)
