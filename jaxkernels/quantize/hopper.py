@@ -37,7 +37,7 @@ from jaxkernels.quantize import xla
 F32 = jnp.float32
 # A thread holds K / 128 elements of a row; beyond this many bytes they would not fit in registers.
 MAX_ROW_BYTES = 64 << 10
-# Warpgroups that share the work of a tensor-wide maximum, and whose maxima the next kernel joins.
+# At most so many warpgroups share the work of a tensor-wide maximum; the next kernel joins theirs.
 PARTIALS = 512
 
 
@@ -249,22 +249,23 @@ def _tensor(problem: QuantizeProblem, operands: QuantizeOperands, config: Config
     runs, length = _runs(problem, config)
     pieces = rr.row_pieces(length, _itemsize(problem))
     x = operands.x.reshape(runs, length)
+    partials = next((n for n in (128, 256) if runs <= n), PARTIALS)
 
     def absmax_body(x_gmem, partial_gmem):
         first = jax.lax.axis_index("run")
 
         def step(i, absmax):
-            row = pieces.load(x_gmem, first + i * PARTIALS)
+            row = pieces.load(x_gmem, first + i * partials)
             return jnp.maximum(absmax, rr.row_absmax(row))
 
-        turns = (runs - first + PARTIALS - 1) // PARTIALS
+        turns = (runs - first + partials - 1) // partials
         partial_gmem[first] = jax.lax.fori_loop(0, turns, step, jnp.float32(0.0))
 
     def scale_body(x_gmem, partial_gmem, q_gmem, scale_gmem):
         # Backwards: what the first kernel read last may still be in the cache.
         row = runs - 1 - jax.lax.axis_index("run")
         x = pieces.load(x_gmem, row)
-        layout = plgpu.Layout.WG_STRIDED((PARTIALS,), vec_size=PARTIALS // rr.THREADS)
+        layout = plgpu.Layout.WG_STRIDED((partials,), vec_size=partials // rr.THREADS)
         absmax = jnp.max(plgpu.load(partial_gmem, layout=layout, optimized=False))
         scale = rr.divide(absmax, xla.FP8_MAX)
         inverse = jnp.where(scale == 0, 0.0, rr.divide(1.0, scale))
@@ -274,7 +275,7 @@ def _tensor(problem: QuantizeProblem, operands: QuantizeOperands, config: Config
         def _():
             scale_gmem[0, 0] = scale
 
-    (partial,) = _kernel(absmax_body, [((PARTIALS,), F32)], PARTIALS, "quantize_absmax")(x)
+    (partial,) = _kernel(absmax_body, [((partials,), F32)], partials, "quantize_absmax")(x)
     outputs = [((runs, length), problem.out_dtype), ((1, 1), F32)]
     q, scale = _kernel(scale_body, outputs, runs, "quantize_tensor")(x, partial)
     return q.reshape(problem.m, problem.k), scale, None
