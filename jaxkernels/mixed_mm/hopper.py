@@ -79,7 +79,7 @@ def run(
         raise ValueError(f"config: illegal for {problem}: {'; '.join(legal.reasons)}; got {config}")
     x, w, bias = operands
     if w.g_idx is not None:  # prepared weights have their columns in this order
-        x = jnp.take(x, w.g_idx, axis=1)
+        x = jnp.take(x, w.g_idx, axis=1, mode="clip")
     kernel = decode if isinstance(config, DecodeConfig) else prefill
     return kernel(problem, MixedMMOperands(x, w, bias), config)
 

@@ -205,7 +205,7 @@ def correction(sums, fmt: WeightFormat, zeros, width: int) -> jax.Array:
       zeros: () or one array of zero points, as for `fragment`.
     """
     if not zeros:
-        stored = fmt.zero ^ fmt.flip if fmt.flip else fmt.zero
+        stored = fmt.zero ^ fmt.flip
         return jax.lax.broadcast_in_dim(sums * -float(BIAS + stored), (TILE, width), (1,))
     rows = -(zeros[0].astype(jnp.float32) + BIAS)
     rows = jax.lax.broadcast_in_dim(rows, (TILE, width), (0,))
@@ -341,7 +341,7 @@ class _Emitter:
         if kind == "e4m3":
             return None
         if rows is None:
-            zero = self.fmt.zero ^ (8 if self.fmt == FORMATS[scalar_types.int4] else 0)
+            zero = self.fmt.zero ^ self.fmt.flip  # of 4-bit types; 8-bit ones have it in `flip`
             if kind == "int4" and half:
                 return [
                     self.const(0x64006400 | zero * 0x10001),

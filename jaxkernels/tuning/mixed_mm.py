@@ -72,6 +72,7 @@ def shared_bytes(problem: MixedMMProblem, config: Config) -> int:
             c.wg_n * width * TILE * 2,
             (c.wg_k - 1) * c.wg_n * TILE * c.tile_m * 4,
             (c.split_k > 1) * c.split_k * c.wg_n * TILE * width * 4,
+            c.row_sums * c.stages * (c.tile_k // TILE) * c.tile_m * 4,
         ]
     else:
         sizes.append(c.wg_n * 2 * TILE * TILE * 2)
