@@ -100,7 +100,7 @@ def mixed_mm(
     )
     if problem.m == 0 or n == 0:
         return jnp.zeros((*leading, n), out_dtype)
-    kernel, choice = choose(IMPLEMENTATIONS, problem, trace_device(), implementation)
+    kernel, choice = choose(IMPLEMENTATIONS, problem, trace_device(x), implementation)
     warn_if_slow(choice)
     out = _linear(problem, kernel, config, x.reshape(-1, k), w, bias)
     return out.reshape(*leading, n)

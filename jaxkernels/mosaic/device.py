@@ -12,11 +12,13 @@ import jax
 from jaxkernels.problem import DEVICES, Device, find_device
 
 
-def trace_device() -> Device:
+def trace_device(operand: jax.Array | None = None) -> Device:
     """The device that the code being traced now will run on.
 
     The abstract mesh's device comes first (`jax.sharding.use_abstract_mesh`: tests, and programs
-    that are compiled for a machine they do not run on), then JAX's default device.
+    that are compiled for a machine they do not run on), then the CPU if `operand` is an array that
+    lies there (on a machine with a GPU, an eager call works where its arrays are), then JAX's
+    default device.
 
     Example:
       >>> mesh = abstract_mesh("NVIDIA H200", num_sms=8)
@@ -28,6 +30,10 @@ def trace_device() -> Device:
     abstract = jax.sharding.get_abstract_mesh().abstract_device
     if abstract is not None:
         return _known(abstract.device_kind, abstract.platform, abstract.num_cores)
+    if isinstance(operand, jax.Array) and not isinstance(operand, jax.core.Tracer):
+        here = operand.devices()
+        if all(device.platform == "cpu" for device in here):
+            return _known("cpu", "cpu", None)
     default = jax.config.jax_default_device
     live = default if hasattr(default, "device_kind") else jax.devices(default)[0]
     return _known(live.device_kind, live.platform, getattr(live, "core_count", None), live)

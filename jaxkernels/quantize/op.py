@@ -16,7 +16,6 @@ from jaxkernels.choice import choose, warn_if_slow
 from jaxkernels.mosaic.device import trace_device
 from jaxkernels.problem import Implementation, QuantizeOperands, QuantizeProblem, dtype_name
 from jaxkernels.quantize import hopper, xla
-from jaxkernels.quantize.exact import reciprocal
 
 _FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 
@@ -124,7 +123,8 @@ def quantize_fp8(
     if scale_ub is not None and not per_token:
         checks.bad_value("scale_ub", "None unless dynamic per token", scale_ub)
     if scale is not None and getattr(scale, "size", 1) != 1:
-        return _static_fp8_of_groups(x, scale), scale
+        scale = checks.as_array("scale", scale, [jnp.float32])
+        return xla.fp8_static_blocks(x, scale), scale
     operands = QuantizeOperands(
         x=x,
         scale=_number("scale", scale, jnp.float32),
@@ -219,22 +219,6 @@ def _number(argument: str, value: Any, dtype: Any) -> jax.Array | None:
     return array.astype(dtype).reshape(1, 1)
 
 
-def _static_fp8_of_groups(x: jax.Array, scale: jax.Array) -> jax.Array:
-    scale = checks.as_array("scale", scale, [jnp.float32])
-    if scale.shape == (*x.shape[:-1], 1):
-        expanded = scale
-    else:
-        rows_fit = x.ndim == 2 == scale.ndim and 0 not in scale.shape
-        if not rows_fit or x.shape[0] % scale.shape[0] or x.shape[1] % scale.shape[1]:
-            checks.bad_value(
-                "scale", f"one number, one a row, or blocks that divide x {x.shape}", scale
-            )
-        expanded = scale
-        for axis in (0, 1):
-            expanded = jnp.repeat(expanded, x.shape[axis] // scale.shape[axis], axis=axis)
-    return xla._to_fp8(x.astype(jnp.float32) * reciprocal(expanded))
-
-
 def _dispatch(operands: QuantizeOperands, requested: Any, **scheme: Any):
     """Flattens x to rows, runs the first implementation that takes it, restores the shape."""
     shape = operands.x.shape
@@ -245,7 +229,7 @@ def _dispatch(operands: QuantizeOperands, requested: Any, **scheme: Any):
     if m == 0:  # nothing to reduce over, but the shapes are known
         chosen = xla.KERNEL
     else:
-        chosen, choice = choose(IMPLEMENTATIONS, problem, trace_device(), requested)
+        chosen, choice = choose(IMPLEMENTATIONS, problem, trace_device(operands.x), requested)
         warn_if_slow(choice)
     operands = operands._replace(x=operands.x.reshape(m, k))
     q, scale, azp = _execute(operands, problem=problem, kernel=chosen)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxkernels import checks
 from jaxkernels.problem import Device, Implementation, QuantizeOperands, QuantizeProblem, Support
 from jaxkernels.quantize.exact import divide, reciprocal
 
@@ -91,6 +92,18 @@ def _int8_per_token_asymmetric(x: jax.Array) -> Result:
 
 def _fp8_static(x: jax.Array, scale: jax.Array) -> Result:
     return _to_fp8(x * reciprocal(scale)), scale, None
+
+
+def fp8_static_blocks(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """fp8 codes with given scales, one a row [..., 1] or in blocks that divide a 2-D x."""
+    if scale.shape != (*x.shape[:-1], 1):
+        two = x.ndim == 2 == scale.ndim and 0 not in scale.shape
+        if not two or x.shape[0] % scale.shape[0] or x.shape[1] % scale.shape[1]:
+            wanted = f"one number, one a row, or blocks that divide x {x.shape}"
+            checks.bad_value("scale", wanted, scale)
+        for axis in (0, 1):
+            scale = jnp.repeat(scale, x.shape[axis] // scale.shape[axis], axis=axis)
+    return _to_fp8(x.astype(jnp.float32) * reciprocal(scale))
 
 
 def _fp8_per_tensor(x: jax.Array) -> Result:

@@ -88,7 +88,7 @@ def scaled_mm(
     operands, problem, leading = _canonical(x, w, x_scale, w_scale, bias, azp, azp_adj, out_dtype)
     if problem.m == 0 or problem.n == 0:
         return jnp.zeros((*leading, problem.n), problem.out_dtype)
-    kernel, choice = choose(IMPLEMENTATIONS, problem, trace_device(), implementation)
+    kernel, choice = choose(IMPLEMENTATIONS, problem, trace_device(operands.x), implementation)
     warn_if_slow(choice)
     out = _execute(operands, problem=problem, kernel=kernel, config=config)
     return out.reshape(*leading, problem.n)

@@ -4,6 +4,7 @@
 
 import dataclasses
 import logging as std_logging
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,8 @@ from jaxkernels import (
     scaled_mm,
 )
 from jaxkernels.choice import choose, warn_if_slow
-from jaxkernels.mosaic.device import abstract_mesh
+from jaxkernels.mosaic import device as device_module
+from jaxkernels.mosaic.device import abstract_mesh, trace_device
 from jaxkernels.problem import (
     DEVICES,
     Device,
@@ -161,6 +163,19 @@ def test_the_logger_is_absl_and_the_text_formats(caplog):
 
 
 # -- vocabulary ---------------------------------------------------------------------------------
+
+
+def test_eager_calls_work_where_their_arrays_are(monkeypatch):
+    """On a machine with a Hopper GPU, arrays on its CPU must not meet the Hopper kernel."""
+    x = jnp.ones((2, 64), jnp.int8)
+    monkeypatch.setattr(device_module, "_known", lambda kind, platform, *rest: (kind, platform))
+    monkeypatch.setattr(jax, "devices", lambda *a: [SimpleNamespace(
+        device_kind="NVIDIA H200", platform="gpu", core_count=132)])  # fmt: skip
+    assert trace_device() == ("NVIDIA H200", "gpu")
+    assert trace_device(x) == ("cpu", "cpu")
+    assert jax.jit(lambda x: trace_device(x)[0] == "NVIDIA H200")(x)
+    with jax.sharding.use_abstract_mesh(abstract_mesh("NVIDIA H100 80GB HBM3")):
+        assert trace_device(x)[0] == "NVIDIA H100 80GB HBM3"
 
 
 def test_support():
