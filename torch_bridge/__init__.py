@@ -15,7 +15,8 @@ from torch_bridge import linear as _linear
 from torch_bridge.dlpack import to_jax, to_torch, wrap
 from torch_bridge.launch import NotDirect, compile_kernel, direct_route
 from torch_bridge.linear import warmup
-from torch_bridge.modules import QuantLinear, Report, quantize_
+from torch_bridge.modules import QuantLinear
+from torch_bridge.replace import Report, quantize_
 
 __all__ = [
     "NotDirect",
