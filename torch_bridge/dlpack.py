@@ -344,14 +344,23 @@ def _one_device(tensors):
 
 @functools.cache
 def jax_device(device: torch.device) -> jax.Device:
-    """The JAX device that is this torch device: the CUDA device of the same local number."""
-    if device.type == "cpu":
-        return jax.local_devices(backend="cpu")[0]
-    index = 0 if device.index is None else device.index
-    for candidate in jax.local_devices(backend="cuda"):
-        if candidate.local_hardware_id == index:
+    """The JAX device that is this torch device: on CUDA the one of the same local number.
+
+    Raises:
+      ValueError: JAX does not have it in this process.
+    """
+    index = 0 if device.type == "cpu" else device.index or 0
+    try:
+        candidates = jax.local_devices(backend=device.type)
+    except RuntimeError as e:
+        raise ValueError(
+            f"device: a tensor on {device} needs JAX's {device.type} backend, which is not here "
+            f"({e}); install jax[cuda13], and let JAX_PLATFORMS, if it is set, name {device.type}"
+        ) from None
+    for candidate in candidates:
+        if device.type == "cpu" or candidate.local_hardware_id == index:
             return candidate
-    raise ValueError(f"device: JAX does not see {device}; it has {jax.local_devices()}")
+    raise ValueError(f"device: JAX does not see {device}; it has {candidates}")
 
 
 def _on(device: torch.device):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from torch_bridge import to_jax, to_torch, wrap
+from torch_bridge.dlpack import jax_device
 
 DTYPES = [
     "float32", "bfloat16", "float16", "int8", "uint8", "int16", "int32", "bool",
@@ -141,6 +142,14 @@ def test_transposed_arrays_come_out_right(rng):
 def test_mistakes(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_device_that_jax_has_not():
+    have = {d.platform for d in jax.devices()}
+    if "gpu" in have:
+        pytest.skip("JAX has a GPU here")
+    with pytest.raises(ValueError, match="cuda:3 needs JAX's cuda backend.*JAX_PLATFORMS"):
+        jax_device(torch.device("cuda", 3))
 
 
 def test_conjugate_and_negative_views():
