@@ -296,12 +296,13 @@ def _roofline(axes, records: Sequence[dict], device: str) -> None:
         axes.plot([a for a, _, _ in met], best, "x", c=f"C{i}", ms=5, alpha=0.7)
     if ceilings:
         rates = {FAMILIES[r["family"]].rate for r in records}
-        xs = [2.0**e for e in range(0, 14)]
-        for rate in sorted(rates):
+        xs = [2.0 ** (e / 16) for e in range(0, 13 * 16 + 1)]
+        for rate in sorted(rates, key=ceilings.tflops.get):
             top = ceilings.tflops[rate]
             roof = [min(top, x * ceilings.read_gbps / 1e3) for x in xs]
             axes.plot(xs, roof, "k-", lw=0.8, alpha=0.6)
-            axes.annotate(f"{rate} {top:.0f}", (xs[-1], top), fontsize=8, ha="right", va="bottom")
+            side = "top" if rate == "fp8" else "bottom"  # int8's roof lies just above it
+            axes.annotate(f"{rate} {top:.0f}", (xs[-1], top), fontsize=8, ha="right", va=side)
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte moved", ylabel="TFLOP/s")
     axes.set_title(f"{device}: ours (dots) and the best peer (crosses) under the roofline")
 
