@@ -197,46 +197,67 @@ class Block:
         """Sums over K of products of 128 each, scaled before they are added in float32.
 
         Four steps make a round, as long as one load of x's scales. In it the products of a step
-        run while those of the step before are scaled and added.
+        run while those of the step before are scaled and added, where registers allow it; else
+        while the other warpgroup's are. (In turn they need a loop: unrolled, ptxas clears four
+        accumulators at once and runs out of registers.)
         """
         plan, c, smem = self.plan, self.plan.config, self.smem
         shape = plan.wg_rows, plan.cols
         row = n + self.warpgroup * plan.wg_rows if c.swap else n
         last = self.gmem["w_scale"].shape[0] - 1
         block = lax.min(lax.div(row, jnp.int32(BLOCK)), jnp.int32(last))
+        ahead = 4 if plan.overlaps_scaling else 1  # w's scales held: they come from global memory
 
         def w_scales(first):
-            """w's scales of a round; they come from global memory, so a round ahead."""
-            ks = [lax.min(first + i, jnp.int32(plan.k_steps - 1)) for i in range(4)]
+            ks = [lax.min(first + i, jnp.int32(plan.k_steps - 1)) for i in range(ahead)]
             return tuple(self.gmem["w_scale"][block, k] for k in ks)
 
+        def multiply(acc, slot):
+            plgpu.barrier_wait(smem["full"].at[slot])
+            plgpu.wgmma(acc, *self.operands(slot))
+
+        def add(total, acc, slot, scale, in_flight, is_last):
+            part = plgpu.wgmma_accumulator_load(acc, wait_n=in_flight)
+            # The scales were read by threads and will be written by TMA: order the two.
+            pl.when(is_last)(plgpu.commit_smem)
+            plgpu.barrier_arrive(smem["free"].at[slot])
+            return total + part * scale
+
+        def in_turn(i, carry):
+            total, (w_scale,), slot, k, scale_slot = carry
+
+            def body(acc):
+                multiply(acc, slot)
+                scale = self.x_scales(scale_slot, i) * w_scale
+                return add(total, acc, slot, scale, 0, i == 3), w_scales(k + 1)
+
+            added, following = pl.run_scoped(body, plgpu.ACC(shape, jnp.float32))
+            return added, following, self.next_slot(slot), k + 1, scale_slot
+
+        def overlapped(i, total, scales, slot, previous=None):
+            """Step i, and within its accumulator's life the steps that overlap with it."""
+
+            def body(acc):
+                multiply(acc, slot)
+                added = add(total, *previous, scales[i - 1], 1, False) if previous else total
+                if i < 3:
+                    return overlapped(i + 1, added, scales, self.next_slot(slot), (acc, slot))
+                return add(added, acc, slot, scales[i], 0, True), self.next_slot(slot)
+
+            return pl.run_scoped(body, plgpu.ACC(shape, jnp.float32))
+
         def round_of_four(r, carry):
-            total, scales, slot, scale_slot = carry
-            next_scales = w_scales(self.k_start + 4 * (r + 1))
+            total, held, slot, scale_slot = carry
+            k = self.k_start + 4 * r
             plgpu.barrier_wait(smem["x_scales_full"].at[scale_slot])
-
-            def add(total, i, acc, slot, in_flight):
-                part = plgpu.wgmma_accumulator_load(acc, wait_n=in_flight)
-                if i == 3:
-                    # The scales were read by threads and will be written by TMA: order the two.
-                    plgpu.commit_smem()
-                plgpu.barrier_arrive(smem["free"].at[slot])
-                return total + part * (x_scales[i] * scales[i])
-
-            def step(i, total, slot, previous):
-                def body(acc):
-                    plgpu.barrier_wait(smem["full"].at[slot])
-                    plgpu.wgmma(acc, *self.operands(slot))
-                    added = add(total, i - 1, *previous, 1) if previous else total
-                    if i == 3:
-                        return add(added, 3, acc, slot, 0), self.next_slot(slot)
-                    return step(i + 1, added, self.next_slot(slot), (acc, slot))
-
-                return pl.run_scoped(body, plgpu.ACC(shape, jnp.float32))
-
-            x_scales = [self.x_scales(scale_slot, i) for i in range(4)]
-            total, slot = step(0, total, slot, None)
-            return total, next_scales, slot, self.next_scale_slot(scale_slot)
+            if plan.overlaps_scaling:
+                following = w_scales(k + 4)
+                scales = [self.x_scales(scale_slot, i) * held[i] for i in range(4)]
+                total, slot = overlapped(0, total, scales, slot)
+            else:
+                carry = total, held, slot, k, scale_slot
+                total, following, slot, *_ = lax.fori_loop(0, 4, in_turn, carry)
+            return total, following, slot, self.next_scale_slot(scale_slot)
 
         zero = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), _WGMMA)
         carry = zero, w_scales(self.k_start), *carry

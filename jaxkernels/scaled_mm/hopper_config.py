@@ -185,7 +185,17 @@ class Plan:
     def accumulator_registers(self) -> int:
         """Registers a thread holds in accumulators."""
         one = self.wg_rows * self.cols // 128
-        return 3 * one if self.block_scaled else one  # two in flight, and their scaled sum
+        if not self.block_scaled:
+            return one
+        return (3 if self.overlaps_scaling else 2) * one  # in flight, and their scaled sum
+
+    @property
+    def overlaps_scaling(self) -> bool:
+        """Whether a warpgroup of a block-scaled product keeps two accumulators in flight.
+
+        With 64 registers in each, ptxas runs out of them and serializes wgmma (0.11.2: C7512).
+        """
+        return self.wg_rows * self.cols // 128 <= 32
 
     @property
     def needs_more_registers(self) -> bool:
