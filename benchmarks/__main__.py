@@ -222,6 +222,7 @@ def run(cells: list[Cell]) -> int:
             while is_running(FLAGS.after_pid):
                 time.sleep(0.05)
             started = time.time()
+            timing.raise_clocks()
         for group in groups_of(wanted):
             if late():
                 break
