@@ -212,9 +212,16 @@ class Block:
             ks = [lax.min(first + i, jnp.int32(plan.k_steps - 1)) for i in range(ahead)]
             return tuple(self.gmem["w_scale"][block, k] for k in ks)
 
-        def multiply(acc, slot):
+        def products(slot, body):
+            """Starts a stage's products, in an accumulator of their own that `body` is given."""
+
+            def scope(acc):
+                plgpu.wgmma(acc, *self.operands(slot))
+                return body(acc)
+
+            # Waiting outside lets ptxas begin from zero without clearing the registers.
             plgpu.barrier_wait(smem["full"].at[slot])
-            plgpu.wgmma(acc, *self.operands(slot))
+            return pl.run_scoped(scope, plgpu.ACC(shape, jnp.float32))
 
         def add(total, acc, slot, scale, in_flight, is_last):
             part = plgpu.wgmma_accumulator_load(acc, wait_n=in_flight)
@@ -227,24 +234,23 @@ class Block:
             total, (w_scale,), slot, k, scale_slot = carry
 
             def body(acc):
-                multiply(acc, slot)
+                following = w_scales(k + 1)
                 scale = self.x_scales(scale_slot, i) * w_scale
-                return add(total, acc, slot, scale, 0, i == 3), w_scales(k + 1)
+                return add(total, acc, slot, scale, 0, i == 3), following
 
-            added, following = pl.run_scoped(body, plgpu.ACC(shape, jnp.float32))
+            added, following = products(slot, body)
             return added, following, self.next_slot(slot), k + 1, scale_slot
 
         def overlapped(i, total, scales, slot, previous=None):
             """Step i, and within its accumulator's life the steps that overlap with it."""
 
             def body(acc):
-                multiply(acc, slot)
                 added = add(total, *previous, scales[i - 1], 1, False) if previous else total
                 if i < 3:
                     return overlapped(i + 1, added, scales, self.next_slot(slot), (acc, slot))
                 return add(added, acc, slot, scales[i], 0, True), self.next_slot(slot)
 
-            return pl.run_scoped(body, plgpu.ACC(shape, jnp.float32))
+            return products(slot, body)
 
         def round_of_four(r, carry):
             total, held, slot, scale_slot = carry
