@@ -25,7 +25,8 @@ _MACS_PER_CLOCK = 4096  # of an SM, 8-bit operands
 _CLOCK = 1.6e9  # what an H200 sustains with every tensor core at work
 _COOL_CLOCK = 1.9e9  # and with half of them
 _STEP_CLOCKS = 50  # of a stage, that are neither products nor hidden
-_SCALED_STEP_CLOCKS = 190  # the same, when each stage is scaled and added in registers
+_SCALED_STEP_CLOCKS = 170  # the same, when each stage is scaled and added in registers,
+_OVERLAPPED_STEP_CLOCKS = 110  # and when that happens under the next stage's products
 _ROUND = 0.3e-6  # a further tile of a block: its epilogue, in part hidden,
 _ROUND_OF_OUTPUTS = 0.9e-6 / 2**15  # and more for each element of it
 _LAUNCH = 2.7e-6
@@ -137,7 +138,10 @@ def cost(problem: ScaledMMProblem, config: Config, device: Device) -> Cost:
     last = tiles - (rounds - 1) * slots  # blocks of the last round
 
     clocks = c.tile_m * c.tile_n * TILE_K / _MACS_PER_CLOCK
-    clocks += _SCALED_STEP_CLOCKS if plan.block_scaled else _STEP_CLOCKS
+    if plan.block_scaled:
+        clocks += _OVERLAPPED_STEP_CLOCKS if plan.overlaps_scaling else _SCALED_STEP_CLOCKS
+    else:
+        clocks += _STEP_CLOCKS
     clock = _CLOCK if 3 * blocks > 2 * device.num_sms else _COOL_CLOCK
     # Power is what limits a long kernel, and blocks that idle in its last round save some.
     loaded = rounds if rounds <= 2 else (rounds + tiles / slots) / 2
