@@ -17,6 +17,7 @@ The rules, each with a test:
   leave a tensor alone while an array made of it is in use; `copy=True` gives memory of its own.
 """
 
+import atexit
 import functools
 import queue
 import threading
@@ -79,7 +80,7 @@ def to_jax(tensor: torch.Tensor, *, copy: bool | None = None) -> jax.Array:
         tensor = tensor.resolve_conj().resolve_neg().contiguous()
     array = _share(tensor, copy)
     if tensor.is_cuda:
-        weakref.finalize(array, _retired.put, (array.device, tensor))
+        weakref.finalize(array, _retired.put, (array.device, tensor)).atexit = False
         _start_reaper()
     return array
 
@@ -122,20 +123,28 @@ _retired: queue.SimpleQueue = queue.SimpleQueue()  # its put may be called from 
 
 @functools.cache
 def _start_reaper() -> None:
-    threading.Thread(target=_reap, name="torch_bridge-reaper", daemon=True).start()
+    thread = threading.Thread(target=_reap, name="torch_bridge-reaper", daemon=True)
+    thread.start()
+
+    # A daemon thread that waits inside JAX while the interpreter goes takes the process with it.
+    def stop():
+        _retired.put(None)
+        thread.join(timeout=30)
+
+    atexit.register(stop)
 
 
 def _reap() -> None:
     tick = jax.jit(lambda x: x + 1)
-    while True:
-        after, kept = _retired.get()
+    while (item := _retired.get()) is not None:
+        after, kept = item
         if isinstance(after, torch.cuda.Event):
             while not after.query():
                 time.sleep(0.0005)
         else:
             # A device runs what it is given in order, so this is done when all before it is.
             jax.block_until_ready(tick(jax.device_put(0, after)))
-        del kept
+        del item, kept
 
 
 def _is_compact(tensor: torch.Tensor) -> bool:

@@ -235,6 +235,36 @@ def test_either_import_order_works(order):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+KEEPING = """
+import time, weakref, jax, jax.numpy as jnp, torch
+from torch_bridge import dlpack
+
+def retire(array, tensor):  # as to_jax does for a CUDA tensor
+    weakref.finalize(array, dlpack._retired.put, (array.device, tensor)).atexit = False
+    dlpack._start_reaper()
+
+tensor, array = torch.ones(3), jnp.ones(3)
+alive = weakref.ref(tensor)
+retire(array, tensor)
+del tensor
+time.sleep(0.2)
+assert alive() is not None
+del array
+deadline = time.time() + 20
+while alive() is not None:
+    assert time.time() < deadline
+    time.sleep(0.01)
+slow = jax.jit(lambda x: jax.lax.fori_loop(0, 300, lambda i, y: y @ x, x))
+array = slow(jnp.ones((400, 400)))
+retire(array, torch.ones(3))
+del array  # and the process ends while the thread waits
+"""
+
+
+def test_tensors_are_kept_until_jax_has_read_them_and_the_process_ends_well():
+    subprocess.run([sys.executable, "-c", KEEPING], check=True, timeout=120)
+
+
 # -- on a GPU -------------------------------------------------------------------------------------
 
 gpu = pytest.mark.gpu

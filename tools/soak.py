@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""Runs quantized layers of mixed shapes, dtypes and streams for minutes and watches memory.
+
+    python tools/soak.py [MINUTES]        default 10
+
+Every result is checked against the layer's own dequantized weight. Memory is read after everything
+has been compiled (the first tenth) and at the end: growth of more than 2% on the host, or any on
+the device, is a leak, and the exit status is 1. Last run: see WORKSPACE.md.
+"""
+
+import random
+import resource
+import sys
+import time
+
+import torch
+from torch import nn
+
+from torch_bridge import QuantLinear, to_jax, to_torch, wrap
+
+RECIPES = ("w8a8-int8", "w8a8-fp8", "w4a16-g128", "w4a16-g64-zp", "w8a16")
+SIZES = ((256, 384), (512, 256), (1024, 1024))
+ROWS = (1, 3, 16, 17, 64, 200)
+
+
+def memory(device: str) -> tuple[int, int]:
+    """(resident bytes of the process, bytes that torch holds on the GPU)."""
+    with open("/proc/self/statm") as f:
+        resident = int(f.read().split()[1]) * resource.getpagesize()
+    return resident, torch.cuda.memory_allocated() if device == "cuda" else 0
+
+
+def main(minutes: float) -> int:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    layers = []
+    for k, n in SIZES:
+        for recipe in RECIPES:
+            linear = nn.Linear(k, n, device=device, dtype=torch.bfloat16).requires_grad_(False)
+            layer = QuantLinear.from_linear(linear, recipe)
+            layers.append((layer, layer.dequantize().t().contiguous()))
+    double = wrap(lambda x: x * 2)
+    streams = [torch.cuda.Stream() for _ in range(4)] if device == "cuda" else [None]
+    for layer, _ in layers:  # everything that will be compiled
+        for rows in ROWS:
+            layer(double(torch.randn(rows, layer.in_features, device=device)).bfloat16())
+            double(torch.randn(rows, layer.in_features, device=device).bfloat16())
+    start, calls, first = time.time(), 0, None
+    while time.time() - start < minutes * 60:
+        layer, weight = random.choice(layers)
+        stream = random.choice(streams)
+        with torch.cuda.stream(stream), torch.no_grad():
+            x = torch.randn(random.choice(ROWS), layer.in_features, device=device).bfloat16()
+            y = layer(to_torch(to_jax(double(x)))).float()
+            want = 2 * x.float() @ weight + layer.bias.float()
+            error = ((y - want).norm() / want.norm()).item()
+        if not error < 0.06:
+            print(f"wrong: {layer} with {x.shape[0]} rows, relative error {error:.3f}")
+            return 1
+        calls += 1
+        if first is None and time.time() - start > minutes * 6:
+            first = memory(device)
+            print(f"after {calls} calls: host {first[0] >> 20} MiB, device {first[1] >> 20} MiB")
+    last = memory(device)
+    print(f"after {calls} calls: host {last[0] >> 20} MiB, device {last[1] >> 20} MiB")
+    leak = last[0] > 1.02 * first[0] or last[1] > first[1] + (1 << 20)
+    print("LEAK" if leak else "flat")
+    return int(leak)
+
+
+if __name__ == "__main__":
+    sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else 10))
