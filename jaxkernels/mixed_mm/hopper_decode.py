@@ -34,7 +34,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxkernels.mosaic import convert
 from jaxkernels.mosaic.cluster import exchange_outputs, exchange_scratch, sum_over_cluster
 from jaxkernels.mosaic.convert import TILE
-from jaxkernels.mosaic.interpret import is_interpreting
 from jaxkernels.mosaic.smem import matrix, swizzled, window
 from jaxkernels.problem import MixedMMOperands, MixedMMProblem
 
@@ -53,9 +52,6 @@ class DecodeConfig:
       stages: slots of the pipeline, a power of two.
       split_k: blocks of a cluster that share K: 1, 2, 4 or 8.
       scale_on: "accumulator" or "weight", see the module's docstring.
-      row_sums: leave 128 in the converted 4-bit weights and take it out of each group's sum by the
-        sums of x's rows, which the memory warpgroup adds up. A third of the conversion less;
-        bfloat16 with scales on the accumulator only.
     """
 
     tile_m: int = 16
@@ -65,7 +61,6 @@ class DecodeConfig:
     stages: int = 4
     split_k: int = 1
     scale_on: str = "accumulator"
-    row_sums: bool = False
 
 
 def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeConfig) -> jax.Array:
@@ -114,9 +109,6 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
             smem["scale"] = plgpu.SMEM(rows, w.scale.dtype)
         if grouped and zeros:
             smem["zero"] = plgpu.SMEM(rows, jnp.uint8)
-        if c.row_sums:
-            smem["sums"] = plgpu.SMEM((c.stages, tiles // chain, c.tile_m), jnp.float32)
-            smem["sums_full"] = plgpu.Barrier(num_barriers=c.stages)
         if problem.bias:
             smem["bias"] = plgpu.SMEM((tile_n,), bias.dtype)
             smem["bias_full"] = plgpu.Barrier()
@@ -184,7 +176,7 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
                 rows = pl.ds(row_tile * TILE, tile_n)
                 plgpu.copy_gmem_to_smem(gmem["bias"].at[rows], smem["bias"], smem["bias_full"])
 
-            def load(i):
+            def load(i, _):
                 slot = i & (c.stages - 1)
                 k_step = rank * steps + i
 
@@ -206,26 +198,7 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
                         source = gmem[name].at[rows, pl.ds(first, stage_groups)]
                         plgpu.copy_gmem_to_smem(source, smem[name].at[slot], full)
 
-            def add_up(i):
-                slot = i & (c.stages - 1)
-                plgpu.barrier_wait(smem["full"].at[slot])
-                for s in range(tiles // chain):
-                    lines = [matrix(smem["x"].at[slot, s * chain + t]) for t in range(chain)]
-                    smem["sums"].at[slot, s][...] = convert.line_sums(lines, c.tile_m)
-                plgpu.commit_smem()  # x was read by threads and will be written by TMA
-                plgpu.barrier_arrive(smem["sums_full"].at[slot])
-
-            # Row sums follow the loads by `behind` stages, so that the loads stay ahead.
-            behind = min(2, c.stages - 1, steps)
-
-            def step(i, _):
-                if not c.row_sums:
-                    load(i)
-                    return
-                pl.when(i < steps)(lambda: load(i))
-                pl.when(i >= behind)(lambda: add_up(i - behind))
-
-            lax.fori_loop(0, steps + behind * c.row_sums, step, None)
+            lax.fori_loop(0, steps, load, None)
             for i in range(max(0, steps - c.stages), steps):  # every phase is seen by all
                 plgpu.barrier_wait(smem["empty"].at[i & (c.stages - 1)])
 
@@ -256,28 +229,14 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
 
             def multiply(acc, slot, t, words):
                 zero_rows = rows_of("zero", slot, t) if zeros and grouped else whole_zeros
-                if c.row_sums:
-                    zero_rows = ()
                 scales = ()
                 if on_weight:
                     scales = tuple(s.astype(dtype) for s in rows_of("scale", slot, t))
-                a = convert.fragment(
-                    words, fmt, dtype, zeros=zero_rows, scales=scales, biased=c.row_sums
-                )
+                a = convert.fragment(words, fmt, dtype, zeros=zero_rows, scales=scales)
                 convert.multiply(acc, a, matrix(smem["x"].at[slot, wk * own + t]).T, scratch_tile)
 
-            def too_much(slot, g):
-                """What the sum of this warpgroup's g-th group of a stage starts with, or None."""
-                if not c.row_sums:
-                    return None
-                sums = convert.load_sums(smem["sums"].at[slot, wk * (own // chain) + g])
-                zero_rows = rows_of("zero", slot, g * chain) if zeros else ()
-                return convert.correction(sums, fmt, zero_rows, c.tile_m)
-
             if grouped and not on_weight:
-                total = _sum_of_groups(
-                    c, own, chain, steps, smem, rows_of, words_of, multiply, too_much
-                )
+                total = _sum_of_groups(c, own, chain, steps, smem, rows_of, words_of, multiply)
             else:
                 total = _one_sum(c, own, steps, smem, words_of, multiply)
             _finish(total, wn, wk, own_row_tile)
@@ -303,15 +262,12 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
     return call(x, w.data, w.scale, *[w.zero_point] * zeros, *[bias] * problem.bias)[0]
 
 
-def _sum_of_groups(c, own, chain, steps, smem, rows_of, words_of, multiply, too_much):
+def _sum_of_groups(c, own, chain, steps, smem, rows_of, words_of, multiply):
     """Sums over K with a fresh accumulator for each group, scaled in float32 as it is added."""
     chains = own // chain
-    late = is_interpreting()  # the interpreter's accumulators all start at zero
 
     def step(i, total):
         slot = i & (c.stages - 1)
-        if c.row_sums:
-            plgpu.barrier_wait(smem["sums_full"].at[slot])
         plgpu.barrier_wait(smem["full"].at[slot])
 
         def accumulate(*accs):
@@ -320,14 +276,10 @@ def _sum_of_groups(c, own, chain, steps, smem, rows_of, words_of, multiply, too_
             def add(g, wait_n):
                 scale = rows_of("scale", slot, g * chain)[0].astype(jnp.float32)
                 part = plgpu.wgmma_accumulator_load(accs[g], wait_n=wait_n)
-                if late and c.row_sums:
-                    part = part + too_much(slot, g)
                 return result + part * _across(scale, c.tile_m)
 
             words = words_of(slot, 0)
             for t in range(own):
-                if c.row_sums and not late and t % chain == 0:
-                    accs[t // chain][...] = too_much(slot, t // chain)
                 current, words = words, words_of(slot, t + 1) if t + 1 < own else None
                 multiply(accs[t // chain], slot, t, current)
                 # Tile t - 1 is done: its registers are free for the conversion of tile t + 1.

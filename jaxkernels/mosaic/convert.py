@@ -44,7 +44,6 @@ from jaxkernels.mosaic.interpret import is_interpreting
 from jaxkernels.scalar_types import ScalarType, scalar_types
 
 TILE = 64  # rows and columns of a tile
-BIAS = 128  # of `biased` weights
 LANES = 128  # words in a stored row of a tile
 _ROW = plgpu.Layout.WGMMA.reduce(1)  # one value a row of a fragment
 
@@ -142,9 +141,7 @@ def load_zeros(ref) -> jax.Array:
     return load_rows(ref).astype(jnp.int32)
 
 
-def fragment(
-    words, fmt: WeightFormat, dtype, *, zeros=(), scales=(), biased: bool = False
-) -> jax.Array:
+def fragment(words, fmt: WeightFormat, dtype, *, zeros=(), scales=()) -> jax.Array:
     """A tile's values `code - zero`, times `scale`, as the A operand of a wgmma.
 
     Args:
@@ -154,14 +151,12 @@ def fragment(
       zeros: () for the type's own zero, or int32 [64] zero points (`load_zeros`): one array, or
         one for each half of the tile's 64 columns (groups of 32).
       scales: () or dtype [64] arrays (`load_rows`), likewise; each product is rounded once.
-      biased: leave out the subtraction: values are `BIAS + stored code`, see `correction`. Only
-        for 4-bit codes in bfloat16, and without zeros and scales.
 
     Returns:
       dtype [64, 64]; on a GPU in wgmma's register layout.
     """
     if is_interpreting():
-        return fragment_twin(words, fmt, dtype, zeros=zeros, scales=scales, biased=biased)
+        return fragment_twin(words, fmt, dtype, zeros=zeros, scales=scales)
     extra = (*zeros, *scales)
     layout = plgpu.Layout.WGMMA
 
@@ -170,7 +165,7 @@ def fragment(
         return_type=plgpu.ShapeDtypeStruct((TILE, TILE), dtype, layout),
     )
     def convert(_, words, *rows):
-        emit = _Emitter(fmt, dtype, biased)
+        emit = _Emitter(fmt, dtype)
         zero_pairs = [emit.zero_pairs(v) for v in rows[: len(zeros)]] or [emit.zero_pairs(None)]
         scale_pairs = [emit.row_pairs(v) for v in rows[len(zeros) :]]
         per_thread = [
@@ -195,39 +190,6 @@ def fragment(
         return fragmented_array.optimization_barrier(array)
 
     return convert(words, *extra)
-
-
-def correction(sums, fmt: WeightFormat, zeros, width: int) -> jax.Array:
-    """What `biased` weights add too much: -(BIAS + zero) * (row sums of x), float32 [64, width].
-
-    Args:
-      sums: float32 [width], sums over K of the rows of x (`line_sums`), one a column here.
-      zeros: () or one array of zero points, as for `fragment`.
-    """
-    if not zeros:
-        stored = fmt.zero ^ fmt.flip
-        return jax.lax.broadcast_in_dim(sums * -float(BIAS + stored), (TILE, width), (1,))
-    rows = -(zeros[0].astype(jnp.float32) + BIAS)
-    rows = jax.lax.broadcast_in_dim(rows, (TILE, width), (0,))
-    return rows * jax.lax.broadcast_in_dim(sums, (TILE, width), (1,))
-
-
-def line_sums(refs, rows: int) -> jax.Array:
-    """Sums of each row over some tiles [rows, 64] of x in shared memory: float32 [rows]."""
-    tall = min(rows, 16)  # rows that a warpgroup takes at a time, 16 or 8 bytes a thread
-    vector = tall // 2
-    tiling = plgpu.Tiling(((tall, TILE), (tall // 4, TILE), (1, vector)))
-    spread = mgpu.TiledLayout(tiling, (-6,), (-4, -3), -1, _check_canonical=False).canonicalize()
-    layout = plgpu.Layout.TILED(
-        spread.tiling, spread.warp_dims, spread.lane_dims, spread.vector_dim
-    )
-    total = sum(plgpu.load(ref, layout=layout).astype(jnp.float32) for ref in refs)
-    return total.sum(axis=1)
-
-
-def load_sums(ref) -> jax.Array:
-    """Sums (float32 [width] in shared memory) where an accumulator's columns need them."""
-    return plgpu.load(ref, layout=plgpu.Layout.WGMMA.reduce(0), optimized=False)
 
 
 def multiply(acc, a, b, scratch) -> None:
@@ -262,17 +224,13 @@ def scratch_type(warpgroups: int, dtype) -> plgpu.SMEM:
     return plgpu.SMEM((warpgroups, TILE, TILE), dtype, transforms=transforms)
 
 
-def fragment_twin(
-    words, fmt: WeightFormat, dtype, *, zeros=(), scales=(), biased: bool = False
-) -> jax.Array:
+def fragment_twin(words, fmt: WeightFormat, dtype, *, zeros=(), scales=()) -> jax.Array:
     """`fragment` in plain jax.numpy, bit for bit; every value before `scales` is exact."""
 
     def columns(rows):  # arrays [64] of each half (or of the whole) to [64, 64]
         return jnp.repeat(jnp.stack(rows, axis=1), TILE // len(rows), axis=1)
 
     codes = unpack_tiles(words[None], fmt)
-    if biased:
-        return ((codes ^ fmt.flip).astype(jnp.int32) + BIAS).astype(dtype)
     if fmt.kind == "e4m3":
         value = jax.lax.bitcast_convert_type(codes, jnp.float8_e4m3fn).astype(dtype)
     else:
@@ -289,9 +247,8 @@ def fragment_twin(
 class _Emitter:
     """PTX for pairs of elements; a pair is an i32 that holds two 16-bit floats."""
 
-    def __init__(self, fmt: WeightFormat, dtype, biased: bool = False):
+    def __init__(self, fmt: WeightFormat, dtype):
         self.fmt = fmt
-        self.biased = biased
         self.half = jnp.dtype(dtype) == jnp.float16
         self.float2 = "f16x2" if self.half else "bf16x2"
         self.i32 = ir.IntegerType.get_signless(32)
@@ -380,7 +337,7 @@ class _Emitter:
                 value = self.lop3(word, mask, magic, 0xEA)
             else:
                 value = self.lop3(self.shift(word, 4 * j), 0x000F000F, 0x43004300, 0xEA)
-            return value if self.biased else self.ptx(f"sub.rn.{self.float2}", value, zeros[half])
+            return self.ptx(f"sub.rn.{self.float2}", value, zeros[half])
         word = words[2 * r + j // 2]
         if self.fmt.kind == "e4m3":
             return self._e4m3(word, half)

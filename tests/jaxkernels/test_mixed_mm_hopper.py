@@ -72,10 +72,6 @@ BOUNDED = {
         (8, 64, 160, 32, False),
         DecodeConfig(tile_m=8, wg_n=1, tile_k=128, stages=2, scale_on="weight"),
     ),
-    "decode, row sums of x take the offset out": (
-        (8, 64, 512, 128, False),
-        DecodeConfig(tile_m=8, wg_n=1, tile_k=128, stages=2, row_sums=True),
-    ),
     "decode, two tiles of x": (
         (20, 64, 128, -1, True),
         DecodeConfig(tile_m=16, wg_n=1, tile_k=64, stages=2),

@@ -57,7 +57,6 @@ def lower(p: MixedMMProblem, config) -> str:
 # Every weight type meets both kernels, and each feature of a config appears.
 FAMILIES = [
     (DecodeConfig(16, 4, 1, 256, 4), dict(m=16)),
-    (DecodeConfig(16, 4, 1, 256, 4, row_sums=True), dict(m=16)),
     (DecodeConfig(8, 1, 4, 512, 2, split_k=2), dict(m=1)),
     (DecodeConfig(64, 2, 1, 128, 2, scale_on="weight"), dict(m=64, group=32)),
     (DecodeConfig(32, 2, 2, 128, 2, split_k=4), dict(m=20, group=64, bias=True)),
@@ -73,7 +72,7 @@ def test_config_families_lower_for_sm90(index, scalar_type):
     for config, sizes in FAMILIES[index % 2 :: 2]:  # each type meets half of them
         p = problem(n=1024, k=2048, scalar_type=scalar_type, **sizes)
         if FORMATS[scalar_type].bits == 8 and config.tile_k == 256:  # twice the shared memory
-            config = dataclasses.replace(config, row_sums=False, tile_k=128)
+            config = dataclasses.replace(config, tile_k=128)
         assert tuning.legal(p, config, H200), (config, tuning.legal(p, config, H200).reasons)
         text = lower(p, config)
         assert text.count("mosaic_gpu_v2") == 1  # one kernel, and nothing else computes
