@@ -204,7 +204,8 @@ class Plan:
         Without that ptxas gives each thread an equal share; about 64 of it are not accumulators.
         """
         share = _REGISTERS // ((self.config.warpgroups + 1) * 128)
-        return self.accumulator_registers + 64 > min(share, 255)
+        scales = self.cols if self.block_scaled and self.config.swap else 0  # of four steps
+        return self.accumulator_registers + scales + 64 > min(share, 255)
 
     def register_split(self) -> tuple[int, int]:
         """(loading, multiplying) registers a thread after `setmaxnreg`.
