@@ -28,7 +28,8 @@ _ALIGN = 1024  # Pallas aligns each shared allocation to this
 _THREADS = 128  # of a warpgroup
 _REGISTERS = 65536  # an SM's
 _FRAGMENTS = 32  # registers of two converted tiles, one multiplying and one being made
-_OTHER = 40  # words, addresses, scales, counters
+_OTHER = 40  # words, addresses, scales, counters of the prefill kernel
+_DECODE_OTHER = 16  # of the decode kernel
 _MAX_CLUSTER = 8  # the portable limit
 
 
@@ -89,7 +90,7 @@ def registers(problem: MixedMMProblem, config: Config) -> tuple[int, int]:
     group = _group(problem)
     if group < problem.k and c.scale_on == "accumulator":
         accumulator *= 1 + max(1, c.tile_k // c.wg_k // group)
-    return accumulator + _FRAGMENTS + _OTHER - 16, _even_share(c.wg_n * c.wg_k + 1)
+    return accumulator + _FRAGMENTS + _DECODE_OTHER, _even_share(c.wg_n * c.wg_k + 1)
 
 
 def _even_share(warpgroups: int) -> int:
