@@ -312,7 +312,7 @@ def test_gpu_source_freed_while_jax_reads():
         result = late_sum(array)
         del x, array
         garbage = [torch.full((n, n), -5.0, device="cuda") for _ in range(3)]
-        if float(result) != i * n * n:
+        if abs(float(result) / n**2 - i) > 0.01:  # garbage would make it -5
             wrong.append((i, float(result)))
         del garbage
     assert not wrong

@@ -591,13 +591,14 @@ def test_warmup_bounds_the_variants(prepared):
     ],
 )
 def test_gpu_mixed_layouts(rng, layout, bits, group, zero_points, act_order):
-    layer, names, weight = checkpoints.mixed(rng, layout, N, K, group, bits, zero_points, act_order)
+    scheme = (128, K, group, bits, zero_points, act_order)
+    layer, names, weight = checkpoints.mixed(rng, layout, *scheme)
     layer = layer.cuda()
-    config = mp_config(N, K, group, bits, zero_points, act_order)
+    config = mp_config(*scheme)
     kernel = selection.choose_mp_linear_kernel(config)(config, *names)
     kernel.process_weights_after_loading(layer)
     x = torch.from_numpy(rng.standard_normal((5, K))).to(torch.bfloat16)
-    bias = torch.from_numpy(rng.standard_normal(N)).to(torch.bfloat16)
+    bias = torch.from_numpy(rng.standard_normal(128)).to(torch.bfloat16)
     y = kernel.apply_weights(layer, x.cuda(), bias.cuda())
     routes = {route for *_, route in layer._jaxkernels.runner.variants()}
     assert routes == {"direct"}

@@ -3,16 +3,23 @@
 """`quantize_` and `QuantLinear`: every recipe, what it keeps, and what it refuses."""
 
 import copy
+import functools
 import io
 import pickle
 
+import jax
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from jaxkernels.mixed_mm.prepare import prepare
+from jaxkernels.mosaic.compile import lower_program
+from selection import choose_kernel
 from selection.recipes import RECIPES, static_int8_scale
-from torch_bridge import QuantLinear, quantize_, to_jax, wrap
+from torch_bridge import QuantLinear, quantize_, wrap
+from torch_bridge.launch import trace_context
+from torch_bridge.runner import Operands, Scheme, linear
 
 # Relative error of a layer on normal data: what 8 or 4 bits of weight (and 8 of activation) cost.
 ERROR = {
@@ -28,11 +35,11 @@ BITS = {name: 4 if name.startswith("w4") else 8 for name in RECIPES}
 
 
 class Block(nn.Module):
-    def __init__(self):
+    def __init__(self, width=256, inner=384):
         super().__init__()
-        self.up = nn.Linear(256, 384)
-        self.down = nn.Linear(384, 256, bias=False)
-        self.head = nn.Linear(256, 64)
+        self.up = nn.Linear(width, inner)
+        self.down = nn.Linear(inner, width, bias=False)
+        self.head = nn.Linear(width, 64)
 
     def forward(self, x):
         return self.head(x + self.down(torch.relu(self.up(x))))
@@ -295,6 +302,28 @@ def test_wrong_x(model, x, message):
         model.up(x)
 
 
+# -- on a Hopper GPU, as far as that can be seen without one ---------------------------------------
+
+
+@pytest.mark.parametrize("m", [1, 48])
+@pytest.mark.parametrize("name, dtype", [(n, "bfloat16") for n in RECIPES] + [("w8a16", "float16")])
+def test_every_recipe_lowers_to_direct_launches(name, dtype, m):
+    """For the class that an H200 chooses, all that a layer does is in kernels."""
+    recipe, (n, k) = RECIPES[name], (512, 1024)
+    w = jax.eval_shape(recipe.quantize, jax.ShapeDtypeStruct((n, k), dtype))
+    if recipe.family == "mp":
+        w = jax.eval_shape(prepare, w)
+    one, adj = jax.ShapeDtypeStruct((1, 1), "float32"), jax.ShapeDtypeStruct((1, n), "int32")
+    azp = jax.ShapeDtypeStruct((1, 1), "int32")
+    operands = Operands(w, one, azp, adj) if recipe.static else Operands(w)
+    kernel = choose_kernel(recipe.config(n, k, dtype), device="h200").kernel
+    scheme = Scheme(recipe.activation, kernel.available_implementations())
+    x, bias = jax.ShapeDtypeStruct((m, k), dtype), jax.ShapeDtypeStruct((n,), dtype)
+    with trace_context():
+        program = lower_program(functools.partial(linear, scheme), x, operands, bias)
+    assert len(program.kernels) == (1 if recipe.activation is None else 2)
+
+
 # -- on a GPU -------------------------------------------------------------------------------------
 
 gpu = pytest.mark.gpu
@@ -304,8 +333,10 @@ CASES += [(name, torch.float16) for name in ("w8a8-int8", "w4a16-g128")]
 
 @gpu
 @pytest.mark.parametrize("name, dtype", CASES)
-def test_gpu_every_recipe_direct_and_in_a_graph(model, x, name, dtype):
-    model, x = model.to("cuda", dtype), x.to("cuda", dtype)
+def test_gpu_every_recipe_direct_and_in_a_graph(rng, name, dtype):
+    torch.manual_seed(int(rng.integers(2**31)))
+    model = Block(512, 1024).eval().to("cuda", dtype)
+    x = torch.randn(5, 7, 512, device="cuda", dtype=dtype)
     want = model(x)
     report = apply(model, name, x)
     y = model(x)
@@ -369,13 +400,15 @@ def test_gpu_state_moves_between_machines(model, x, name):
 
 @gpu
 def test_gpu_holds_the_weight_once(rng):
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
     linear = nn.Linear(8192, 8192, bias=False, device="cuda", dtype=torch.bfloat16)
     layer = QuantLinear.from_linear(linear, "w4a16-g128")
     del linear
     layer(torch.randn(1, 8192, device="cuda", dtype=torch.bfloat16))
     torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    assert torch.cuda.memory_allocated() < 1.05 * layer.weight_bytes + (8 << 20)
+    held = torch.cuda.memory_allocated() - before
+    assert layer.weight_bytes <= held < 1.02 * layer.weight_bytes
 
 
 @gpu
@@ -391,4 +424,4 @@ def test_gpu_refuses_capture_before_warmup(rng):
     with torch.cuda.graph(graph):
         y = layer(x)
     graph.replay()
-    assert torch.equal(y, layer(x)) and to_jax(y).shape == (3, 320)
+    assert torch.equal(y, layer(x)) and y.shape == (3, 320)
