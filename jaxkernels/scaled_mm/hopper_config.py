@@ -57,6 +57,12 @@ class Config:
         return self.split_k * self.cluster_m * self.cluster_n
 
 
+def wgmma_columns(dtype: str) -> tuple[int, ...]:
+    """The widths that a wgmma instruction can have: int8 ones beyond 32 go in steps of 16."""
+    wide = 16 if dtype == "int8" else 8
+    return (*range(8, 32, 8), *range(32, 257, wide))
+
+
 def ceil_div(a: int, b: int) -> int:
     """`a / b` rounded up."""
     return -(-a // b)
@@ -228,7 +234,10 @@ class Plan:
         return Support.all(
             (min(c.tile_m, c.tile_n, c.stages, c.split_k, c.panel, wgs) >= 1, "sizes >= 1"),
             (self.rows % (64 * wgs) == 0, f"{wgs} warpgroups of 64 rows, got {self.rows} rows"),
-            (self.cols % 8 == 0 and 8 <= self.cols <= 256, f"columns 8..256, got {self.cols}"),
+            (
+                self.cols in wgmma_columns(p.x_dtype),
+                f"columns of a wgmma of {p.x_dtype}, got {self.cols}",
+            ),
             (self.rows <= 256, f"a TMA box has at most 256 rows, got {self.rows}"),
             (
                 c.swap or self.cols * self.out_itemsize % 64 == 0,

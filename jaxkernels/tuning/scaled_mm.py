@@ -19,7 +19,7 @@ import json
 import pathlib
 
 from jaxkernels.problem import Device, ScaledMMProblem
-from jaxkernels.scaled_mm.hopper_config import TILE_K, Config, Plan, ceil_div
+from jaxkernels.scaled_mm.hopper_config import TILE_K, Config, Plan, ceil_div, wgmma_columns
 
 _MACS_PER_CLOCK = 4096  # of an SM, 8-bit operands
 _CLOCK = 1.6e9  # what an H200 sustains with every tensor core at work
@@ -92,7 +92,7 @@ def ranked(problem: ScaledMMProblem, device: Device) -> tuple[tuple[Cost, Config
 @functools.lru_cache(maxsize=4096)
 def candidates(problem: ScaledMMProblem, device: Device) -> tuple[Config, ...]:
     """Every config worth considering, all legal."""
-    narrow = min(ceil_div(problem.m, 8) * 8, 64)
+    narrow = next(width for width in wgmma_columns(problem.x_dtype) if width >= min(problem.m, 64))
     shapes = [(narrow, n, True, wgs) for n, wgs in ((64, 1), (128, 2), (256, 2))]
     if problem.m > 64:
         shapes = [(128, n, False, 2) for n in (32, 64, 96, 128, 160, 192, 224, 256)]

@@ -72,6 +72,15 @@ def test_operand_order_and_tiles_follow_m(m, expected):
     assert expected.items() <= dataclasses.asdict(config).items()
 
 
+def test_int8_tiles_have_the_widths_that_integer_wgmma_has():
+    """wgmma m64nNk32 of s8 knows no N of 40 or 56; fp8 does. (ptxas refuses, on the GPU alone.)"""
+    for m in range(1, 65):
+        width = tuning.choose(problem(m, 6144, 4096, INT8), H200).tile_m
+        assert width >= m and (width <= 32 or width % 16 == 0)
+    assert tuning.choose(problem(33, 6144, 4096, E4M3), H200).tile_m == 40
+    assert not Plan(problem(33, 6144, 4096), Config(40, 64, 4, True, warpgroups=1)).legal(H200)
+
+
 def test_tiles_fill_the_waves():
     """28672 / 224 = 128 tiles of 132 SMs' worth; 256 wide would leave a wave at 70%."""
     assert tuning.choose(problem(256, 28672, 4096, E4M3), H200).tile_n == 224
