@@ -11,6 +11,7 @@ import json
 import math
 import os
 import statistics
+import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -78,9 +79,19 @@ def _rounded(value: float | None, digits: int = 3) -> float | None:
     return None if value is None else round(value, digits)
 
 
+def commit() -> str:
+    """The commit that is checked out, "unknown" outside a repository."""
+    line = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def header(command: str, device: str, driver: str, versions: dict[str, str]) -> dict:
-    """What a reader needs to repeat a measurement."""
+    """What a reader needs to repeat a measurement. A `note` may be added by hand."""
     return dict(
+        commit=commit(),
         device=device,
         driver=driver,
         versions=versions,
@@ -241,8 +252,9 @@ def readme_table(files: Sequence[tuple[dict, list[dict]]]) -> str:
     for head, _ in files:
         versions = ", ".join(f"{k} {v}" for k, v in head["versions"].items())
         lines.append(
-            f"- {head['device']}, driver {head['driver']}, {head['date']}, {versions}: "
-            f"`{head['command']}`"
+            f"- {head['device']}, driver {head['driver']}, {head['date']}, commit "
+            f"{head['commit']}, {versions}: `{head['command']}`"
+            + (f". {head['note']}" if "note" in head else "")
         )
     return "\n".join(lines)
 
@@ -280,7 +292,7 @@ def draw_roofline(records: Sequence[dict], path: Path, device: str) -> None:
         axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 

@@ -54,7 +54,8 @@ def graph_time(calls: Sequence[Call], *, rest: float = REST_S) -> float:
 
     def measure(captured: Sequence[Call], n: int, warm: int, pause: float) -> float:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads (JAX's, the bridge's) may call CUDA meanwhile: that must not end a capture.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             for call in captured:
                 call()
         time.sleep(pause)

@@ -61,7 +61,7 @@ def test_save_and_load_give_the_same_records(tmp_path, records):
 
 
 def test_header_says_how_to_repeat_it():
-    assert set(HEAD) >= {"device", "driver", "versions", "date", "command", "ceilings"}
+    assert set(HEAD) >= {"commit", "device", "driver", "versions", "date", "command", "ceilings"}
     assert HEAD["ceilings"]["read_gbps"] == 4372.0
 
 
@@ -117,9 +117,23 @@ def test_readme_is_rewritten_between_its_markers(tmp_path, records):
     assert "old" not in text
     assert "| fp8 |  | 1<=M<=16 | 2 | 1.26 | 1.00 |" in text
     assert "1 (1 failed)" in text
+    assert f"commit {HEAD['commit']}" in text
     assert "NVIDIA H200, driver 580" in text and "`python -m benchmarks --suite smoke`" in text
     report.write_readme(readme, [(HEAD, records)])
     assert readme.read_text() == text  # a second run changes nothing
+
+
+def test_a_note_in_the_header_reaches_the_readme(records):
+    assert "smoke`. Changed since." in report.readme_table(
+        [(HEAD | {"note": "Changed since."}, records)]
+    )
+    assert "smoke`." not in report.readme_table([(HEAD, records)])
+
+
+def test_the_commit_is_unknown_outside_a_repository(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert report.commit() == "unknown"
 
 
 @pytest.mark.parametrize("text", ["none", f"{report.END}\n{report.BEGIN}", report.BEGIN * 2])
