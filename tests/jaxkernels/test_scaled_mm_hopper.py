@@ -3,11 +3,14 @@
 """The Hopper scaled GEMM, interpreted with race detection, and lowered for sm90."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jaxlib.mlir import ir
 
+from jaxkernels.mosaic.compile import lower_program, make_ir_context
 from jaxkernels.mosaic.device import abstract_mesh, trace_device
 from jaxkernels.mosaic.interpret import interpreted
 from jaxkernels.problem import DEVICES, ScaledMMOperands
@@ -86,18 +89,14 @@ def test_a_block_with_several_tiles_keeps_the_ring_going(rng):
         assert_equal(hopper.run(p, ops, Config(128, 64, 2, panel=1)), exact(p, ops))
 
 
-def lower(p, config=None):
-    """Lowers for sm90 without a GPU; returns the program's text."""
-
-    def struct(a):
-        return None if a is None else jax.ShapeDtypeStruct(a.shape, a.dtype)
-
+def structs(p) -> ScaledMMOperands:
+    """Shapes and dtypes of a problem's operands."""
     groups, blocks = -(-p.k // 128), -(-p.n // 128)
     f32, i32 = jnp.float32, jnp.int32
     s = jax.ShapeDtypeStruct
     x_scale = {"tensor": (1, 1), "token": (p.m, 1), "group": (p.m, groups)}[p.x_scale]
     w_scale = {"tensor": (1, 1), "channel": (p.n, 1), "block": (blocks, groups)}[p.w_scale]
-    ops = ScaledMMOperands(
+    return ScaledMMOperands(
         s((p.m, p.k), p.x_dtype),
         s((p.n, p.k), p.w_dtype),
         s(x_scale, f32),
@@ -106,9 +105,13 @@ def lower(p, config=None):
         s((p.m, 1), i32) if p.azp == "token" else None,
         s((p.n,), i32) if p.azp else None,
     )
+
+
+def lower(p, config=None):
+    """Lowers for sm90 without a GPU; returns the program's text."""
     with jax.sharding.use_abstract_mesh(abstract_mesh()):
         assert trace_device().num_sms == 132
-        traced = jax.jit(lambda ops: hopper.run(p, ops, config)).trace(ops)
+        traced = jax.jit(lambda ops: hopper.run(p, ops, config)).trace(structs(p))
         return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -126,6 +129,26 @@ def test_chosen_configs_lower_for_sm90(m, n, k, dtype):
 @pytest.mark.parametrize("name", INTERPRETED)
 def test_families_lower_for_sm90(name):
     assert "mosaic_gpu" in lower(*INTERPRETED[name])
+
+
+@pytest.mark.parametrize("name", ["int8-wide-tile", "int8-swap-f32", "int8-split", "block"])
+def test_shared_memory_is_what_the_plan_says(name):
+    """The legality rule's arithmetic against the bytes that the lowered launch asks for."""
+    p, config = INTERPRETED[name]
+    with jax.sharding.use_abstract_mesh(abstract_mesh()):
+        program = lower_program(lambda ops: hopper.run(p, ops, config), structs(p))
+    context = make_ir_context()
+    context.allow_unregistered_dialects = True
+    with context:
+        text = str(ir.Module.parse(program.kernels[0].module))
+    names = re.search(r'gpu\.launch"?\(([^)]*)\)', text).group(1).split(",")
+    constant = r'{} = "[a-z_.]*arith.constant"\(\) {{value = (\d+) : i32}}'
+    found = [re.search(constant.format(re.escape(name.strip())), text) for name in names]
+    asked = max(int(match.group(1)) for match in found if match)
+    plan = Plan(p, config)
+    slots = plan.out_slots(H200.smem_bytes)
+    planned = plan.smem_without_staging + -(-slots * plan.out_slot_bytes // 1024) * 1024
+    assert planned - 1024 <= asked <= planned
 
 
 def test_one_launch_and_nothing_else_runs():

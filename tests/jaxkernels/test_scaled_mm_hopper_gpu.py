@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """The Hopper scaled GEMM on a GPU: exact, deterministic, at full shapes and at every edge."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,9 +112,14 @@ def test_dependent_launches_wait_for_each_other(rng):
 
 def test_more_elements_than_an_int32_counts():
     m, n, k = 2**20, 64, 2064  # x has 2.16e9 elements
-    x = jax.lax.broadcasted_iota(jnp.int32, (m, k), 0)
-    x = ((x * 7 + jax.lax.broadcasted_iota(jnp.int32, (m, k), 1) * 3) % 17 - 8).astype(jnp.int8)
-    w = (jax.lax.broadcasted_iota(jnp.int32, (n, k), 0) % 5 - 2).astype(jnp.int8)
+
+    @functools.partial(jax.jit, static_argnums=0)  # one fusion: the iotas are never stored
+    def rows_of(count, a, b, modulus):
+        i = jax.lax.broadcasted_iota(jnp.int32, (count, k), 0)
+        j = jax.lax.broadcasted_iota(jnp.int32, (count, k), 1)
+        return ((i * a + j * b) % modulus - modulus // 2).astype(jnp.int8)
+
+    x, w = rows_of(m, 7, 3, 17), rows_of(n, 0, 1, 5)
     out = scaled_mm(x, w, implementation="hopper", out_dtype=jnp.float32)
     for rows in (slice(0, 64), slice(m - 64, m)):
         expected = np.asarray(x[rows], np.float64) @ np.asarray(w, np.float64).T
