@@ -24,6 +24,10 @@ def interpreted(
     Values are computed by the CPU, each warpgroup in a thread of its own; barriers and
     asynchronous copies are simulated. A data race or a barrier left in a bad state raises.
 
+    Each warpgroup of a cluster blocks a thread of XLA's CPU pool. On a machine with few cores a
+    large cluster would wait for ever: set the environment variable NPROC to 32, say, before JAX
+    starts (the pool's size comes from there).
+
     Args:
       kind: device name, as `find_device` knows it.
       num_sms: streaming multiprocessors to simulate; fewer are faster.

@@ -24,7 +24,7 @@ H200 = DEVICES["h200"]
 
 # One or two tiles each: ragged in every direction, and every family of config.
 INTERPRETED = {
-    "int8-bias": (problem(205, 208, 400, bias=True), Config(128, 128, 3)),
+    "int8-bias": (problem(205, 136, 400, bias=True), Config(128, 128, 3)),
     "int8-wide-tile": (problem(130, 264, 272, out="float16"), Config(128, 256, 3)),
     "int8-azp-token": (problem(70, 136, 272, azp="token", bias=True), Config(128, 64, 3)),
     "int8-azp-static-f32": (
@@ -59,11 +59,11 @@ INTERPRETED = {
     "e5m2-x": (problem(64, 136, 256, E5M2, w_dtype=E4M3), Config(64, 128, 3, swap=True)),
     "e5m2-w": (problem(70, 136, 256, E4M3, w_dtype=E5M2), Config(128, 64, 3)),
     "block": (
-        problem(200, 208, 1024, E4M3, scales=("group", "block"), bias=True),
+        problem(100, 208, 1024, E4M3, scales=("group", "block"), bias=True),
         Config(128, 128, 2),
     ),
     "block-swap": (
-        problem(24, 208, 2000, E4M3, scales=("group", "block")),
+        problem(24, 136, 2000, E4M3, scales=("group", "block")),
         Config(24, 128, 4, swap=True),
     ),
     "block-swap-split": (
