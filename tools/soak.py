@@ -6,7 +6,10 @@
 
 Every result is checked against the layer's own dequantized weight. Memory is read after everything
 has been compiled (the first tenth) and at the end: growth of more than 2% on the host, or any on
-the device, is a leak, and the exit status is 1. Last run: see WORKSPACE.md.
+the device, is a leak, and the exit status is 1.
+
+Measured 2026-11-22 on two CPU cores, 3 minutes: 54411 calls, host 1024 to 1028 MiB. Not run on a
+GPU yet.
 """
 
 import random

@@ -32,6 +32,8 @@ from jaxkernels.mosaic import interop
 
 __all__ = ["to_jax", "to_torch", "wrap"]
 
+# What JAX wants on a CPU; XLA's GPU kernels assume 16. Torch's own allocations satisfy both.
+_ALIGNMENT = 64
 _64_BIT = (torch.float64, torch.int64, torch.uint64, torch.complex128)
 
 
@@ -78,15 +80,22 @@ def to_jax(tensor: torch.Tensor, *, copy: bool | None = None) -> jax.Array:
                 "dense memory, so JAX needs a copy, and copy=False forbids it"
             )
         tensor = tensor.resolve_conj().resolve_neg().contiguous()
-    array = _share(tensor, copy)
+    elif tensor.data_ptr() % _ALIGNMENT:
+        if copy is False:
+            raise ValueError(
+                f"tensor: its first element, at storage offset {tensor.storage_offset()}, is not "
+                f"on a {_ALIGNMENT}-byte boundary, so JAX needs a copy, and copy=False forbids it"
+            )
+        tensor = tensor.clone()
+    array = _share(tensor)
     if tensor.is_cuda:
         weakref.finalize(array, _retired.put, (array.device, tensor)).atexit = False
         _start_reaper()
     return array
 
 
-def _share(tensor: torch.Tensor, copy: bool | None = None) -> jax.Array:
-    """The array of a compact tensor, which the caller keeps alive until JAX has read it."""
+def _share(tensor: torch.Tensor) -> jax.Array:
+    """The array of a compact, aligned tensor, which the caller keeps until JAX has read it."""
     device = jax_device(tensor.device)
     stream = None
     if tensor.is_cuda:
@@ -94,19 +103,9 @@ def _share(tensor: torch.Tensor, copy: bool | None = None) -> jax.Array:
         stream = device.get_stream_for_external_ready_events()
         ours = torch.cuda.current_stream(tensor.device)
         _external_stream(stream, tensor.device).wait_stream(ours)
-    try:
-        capsule = torch.utils.dlpack.to_dlpack(tensor)
-        array = interop.from_capsule(capsule, device, stream, False if copy is False else None)
-        if array is None:
-            array = jax.dlpack.from_dlpack(tensor, copy=False if copy is False else None)
-        return array
-    except (RuntimeError, ValueError) as e:
-        if "aligned" not in str(e):
-            raise
-        raise ValueError(
-            f"tensor: its first element, at storage offset {tensor.storage_offset()}, is not "
-            "aligned as JAX needs, so it needs a copy, and copy=False forbids it"
-        ) from None
+    capsule = torch.utils.dlpack.to_dlpack(tensor)
+    array = interop.from_capsule(capsule, device, stream)
+    return jax.dlpack.from_dlpack(tensor) if array is None else array
 
 
 @functools.cache
@@ -297,8 +296,8 @@ class _Wrapped:
 def _passing(tensor: torch.Tensor) -> jax.Array:
     """`to_jax` for a call whose results torch's stream awaits: that orders the memory's reuse."""
     tensor = tensor.detach()
-    checked = tensor.dtype not in _64_BIT and not tensor.is_complex() and tensor.is_contiguous()
-    if checked and tensor.device.type in ("cpu", "cuda"):
+    simple = tensor.dtype not in _64_BIT and not tensor.is_complex() and tensor.is_contiguous()
+    if simple and tensor.device.type in ("cpu", "cuda") and not tensor.data_ptr() % _ALIGNMENT:
         return _share(tensor)
     return to_jax(tensor)
 

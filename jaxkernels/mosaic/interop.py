@@ -23,9 +23,7 @@ except (ImportError, AttributeError):
 _DL_CPU, _DL_CUDA = 1, 2
 
 
-def from_capsule(
-    capsule: Any, device: jax.Device, stream: int | None, copy: bool | None
-) -> jax.Array | None:
+def from_capsule(capsule: Any, device: jax.Device, stream: int | None) -> jax.Array | None:
     """An array of a DLPack capsule's memory, or None where only the public function can make it.
 
     Args:
@@ -33,11 +31,10 @@ def from_capsule(
       device: where the memory is.
       stream: what `device.get_stream_for_external_ready_events()` gave (no other is taken), and
         the caller has ordered after the memory's last write; None on a CPU.
-      copy: None copies if the memory is not aligned as JAX needs, False raises instead.
 
-    Raises:
-      jax.errors.JaxRuntimeError: the memory or its layout cannot be used.
+    The memory must be dense and aligned to 64 bytes: where JAX refuses a capsule it releases it
+    twice, so nothing may get here that it could refuse.
     """
     if _import is None:
         return None
-    return _import(capsule, device, stream, copy, _DL_CPU if stream is None else _DL_CUDA)
+    return _import(capsule, device, stream, None, _DL_CPU if stream is None else _DL_CUDA)
