@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import struct
 from typing import NoReturn
 
@@ -187,6 +188,10 @@ class ScalarType:
     # -- text -----------------------------------------------------------------------------------
 
     def __str__(self) -> str:
+        return self._text
+
+    @functools.cached_property
+    def _text(self) -> str:  # part of the reasons that choosing a kernel makes, many at a time
         if self.is_integer():
             name = f"{'int' if self.signed else 'uint'}{self.size_bits}"
             return f"{name}b{self.bias}" if self.has_bias() else name

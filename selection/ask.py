@@ -19,9 +19,9 @@ from selection.platforms import Platform, get_platform
 from selection.problems import inexpressible, problem_for, resolve
 
 
-def _disabled(kernel: type) -> bool:
-    # Exact names, unstripped, read at each call: "A, B" does not disable B.
-    return kernel.__name__ in os.environ.get("VLLM_DISABLED_KERNELS", "").split(",")
+def _disabled() -> list[str]:
+    # Exact names, unstripped, read at each question: "A, B" does not disable B.
+    return os.environ.get("VLLM_DISABLED_KERNELS", "").split(",")
 
 
 def platform_capability() -> int | None:
@@ -43,7 +43,7 @@ def is_supported_and_can_implement_kernel(
       (True, "") or (False, reason). The order is: disabled by VLLM_DISABLED_KERNELS (a disabled
       class is asked nothing), `is_supported`, `can_implement`.
     """
-    if _disabled(kernel):
+    if kernel.__name__ in _disabled():
         return False, f" {kernel.__name__} is disabled by environment variable"
     if compute_capability is None:
         compute_capability = platform_capability()
@@ -71,9 +71,11 @@ def scaled_reason(config: Any, capability: int | None) -> Callable[[type], str |
 
 
 def mp_reason(config: Any, capability: int | None) -> Callable[[type], str | None]:
+    disabled = _disabled()
+
     def ask(kernel: type) -> str | None:
         name = kernel.__name__
-        if _disabled(kernel):
+        if name in disabled:
             return f" {name} disabled by environment variable"
         if capability is not None and kernel.get_min_capability() > capability:
             return (
@@ -90,9 +92,11 @@ def mp_reason(config: Any, capability: int | None) -> Callable[[type], str | Non
 
 
 def micro_reason(config: Any) -> Callable[[type], str | None]:
+    disabled = _disabled()
+
     def ask(kernel: type) -> str | None:
         name = kernel.__name__
-        if _disabled(kernel):
+        if name in disabled:
             return f" {name} disabled by environment variable"
         able, reason = kernel.is_supported()
         if able:

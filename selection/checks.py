@@ -51,19 +51,20 @@ class Check:
     reason: str | Callable[[Facts], str]
     platforms: tuple[PlatformEnum, ...] | None = None
 
+    def why(self, facts: Facts) -> str:
+        """The reason, of a check that does not hold."""
+        return self.reason if isinstance(self.reason, str) else self.reason(facts)
+
     def why_not(self, facts: Facts) -> str | None:
         """None if it holds, else the reason."""
-        if self.holds(facts):
-            return None
-        return self.reason if isinstance(self.reason, str) else self.reason(facts)
+        return None if self.holds(facts) else self.why(facts)
 
 
 def first_failure(checks: tuple[Check, ...], facts: Facts) -> str | None:
     """The reason of the first check that fails, or None."""
     for check in checks:
-        reason = check.why_not(facts)
-        if reason is not None:
-            return reason
+        if not check.holds(facts):
+            return check.why(facts)
     return None
 
 

@@ -23,10 +23,11 @@ def _names(types: Collection[Any]) -> str:
 
 def weight_type_in(*types: ScalarType) -> Check:
     """The weights have one of these types."""
+    listed = _names(types)
     return Check(
-        f"weight_type_in({_names(types)})",
+        f"weight_type_in({listed})",
         lambda f: f.config.weight_type in types,
-        lambda f: f"weight type {f.config.weight_type} is not one of {_names(types)}",
+        lambda f: f"weight type {f.config.weight_type} is not one of {listed}",
     )
 
 
@@ -35,14 +36,16 @@ def weight_type_by_zero_points(
 ) -> Check:
     """One list of weight types for layers with zero points, another for those without."""
 
+    listed_with, listed_without = _names(with_zp), _names(without)
+
     def reason(f: Facts) -> str:
-        types, kind = (with_zp, "with") if f.config.zero_points else (without, "without")
-        return (
-            f"weight type {f.config.weight_type} {kind} zero points is not one of {_names(types)}"
+        kind, listed = (
+            ("with", listed_with) if f.config.zero_points else ("without", listed_without)
         )
+        return f"weight type {f.config.weight_type} {kind} zero points is not one of {listed}"
 
     return Check(
-        f"weight_type_by_zero_points({_names(with_zp)}; {_names(without)})",
+        f"weight_type_by_zero_points({listed_with}; {listed_without})",
         lambda f: f.config.weight_type in (with_zp if f.config.zero_points else without),
         reason,
     )
@@ -50,10 +53,11 @@ def weight_type_by_zero_points(
 
 def group_size_in(*sizes: int) -> Check:
     """The group size is one of these; -1 is the whole of K."""
+    listed = _names(sizes)
     return Check(
-        f"group_size_in({_names(sizes)})",
+        f"group_size_in({listed})",
         lambda f: f.config.group_size in sizes,
-        lambda f: f"group size {f.config.group_size} is not one of {_names(sizes)}",
+        lambda f: f"group size {f.config.group_size} is not one of {listed}",
     )
 
 
@@ -139,10 +143,11 @@ def kn_multiple_of(k_divisor: int, n_divisor: int) -> Check:
 
 def act_type_in(*names: str) -> Check:
     """The activations have one of these dtypes."""
+    listed = _names(names)
     return Check(
-        f"act_type_in({_names(names)})",
+        f"act_type_in({listed})",
         lambda f: dtype_name(f.config.act_type) in names,
-        lambda f: f"activation type {dtype_name(f.config.act_type)} is not one of {_names(names)}",
+        lambda f: f"activation type {dtype_name(f.config.act_type)} is not one of {listed}",
     )
 
 
@@ -247,10 +252,11 @@ def out_dtype_in(*names: str) -> Check:
         given = f.config.out_dtype if f.config.out_dtype is not None else f.config.input_dtype
         return "none" if given is None else dtype_name(given)
 
+    listed = _names(names)
     return Check(
-        f"out_dtype_in({_names(names)})",
+        f"out_dtype_in({listed})",
         lambda f: text(f) in names,
-        lambda f: f"output type {text(f)} is not one of {_names(names)}",
+        lambda f: f"output type {text(f)} is not one of {listed}",
     )
 
 
@@ -269,10 +275,11 @@ def input_dtype_in(*names: str) -> Check:
     def text(f: Facts) -> str:
         return "none" if f.config.input_dtype is None else dtype_name(f.config.input_dtype)
 
+    listed = _names(names)
     return Check(
-        f"input_dtype_in({_names(names)})",
+        f"input_dtype_in({listed})",
         lambda f: text(f) in names,
-        lambda f: f"input type {text(f)} is not one of {_names(names)}",
+        lambda f: f"input type {text(f)} is not one of {listed}",
     )
 
 
@@ -294,10 +301,11 @@ def nk_multiple_of(n_divisor: int, k_divisor: int) -> Check:
 
 def weight_dtype_in(*names: str) -> Check:
     """The weight key's dtype is one of these."""
+    listed = _names(names)
     return Check(
-        f"weight_dtype_in({_names(names)})",
+        f"weight_dtype_in({listed})",
         lambda f: f.config.weight_quant_key.dtype in names,
-        lambda f: f"weight type {f.config.weight_quant_key.dtype} is not one of {_names(names)}",
+        lambda f: f"weight type {f.config.weight_quant_key.dtype} is not one of {listed}",
     )
 
 
