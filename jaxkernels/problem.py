@@ -150,6 +150,11 @@ class MixedMMProblem:
     global_scale: bool = False
 
     @property
+    def group(self) -> int:
+        """Elements of K that share a scale, as a number: K itself where `group_size` is -1."""
+        return self.k if self.group_size == -1 else min(self.group_size, self.k)
+
+    @property
     def flops(self) -> int:
         """Multiplications and additions of the product."""
         return 2 * self.m * self.n * self.k
@@ -158,7 +163,7 @@ class MixedMMProblem:
     def min_bytes(self) -> int:
         """Bytes that must move: each operand read once, the result written once."""
         bits = self.weight_type.size_bits
-        groups = 1 if self.group_size == -1 else -(-self.k // self.group_size)
+        groups = -(-self.k // self.group)
         scales = {"tensor": 1, "channel": self.n, "group": self.n * groups}.get(
             self.granularity, -(-self.n // 128) * groups
         )

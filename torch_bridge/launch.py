@@ -179,12 +179,6 @@ class LaunchableKernel:
         self._loaded: dict[int, list] = {}
         self._calls: dict[tuple, Callable] = {}
 
-    @property
-    def num_launches(self) -> int:
-        """Kernels that one call launches, fills of scratch memory included."""
-        filled = sum(b.kind == "filled" for b in self.program.buffers)
-        return len(self.program.kernels) + filled
-
     def __repr__(self):
         args = ", ".join(f"{d}{list(s)}" for s, d in self.program.arguments)
         outs = ", ".join(f"{o.dtype}{list(o.shape)}" for o in self.program.outputs)

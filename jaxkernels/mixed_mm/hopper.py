@@ -34,7 +34,6 @@ _SCALES = ("bfloat16", "float16", "float32")
 def supports(problem: MixedMMProblem, device: Device) -> Support:
     """Whether the kernels take this problem on this device; every reason why not."""
     p = problem
-    group = p.k if p.group_size == -1 else p.group_size
     return Support.all(
         (device.is_hopper, f"needs an NVIDIA GPU of capability 9.x, got {device.name}"),
         (
@@ -51,7 +50,7 @@ def supports(problem: MixedMMProblem, device: Device) -> Support:
         ),
         (not p.global_scale, "second-level scales (NVFP4) have no kernel"),
         (
-            group == p.k or group == 32 or group % 64 == 0,
+            p.group == p.k or p.group == 32 or p.group % 64 == 0,
             f"group_size must be 32, a multiple of 64, or -1, got {p.group_size}",
         ),
         (p.k % 8 == 0, f"TMA needs rows of x of a multiple of 16 bytes: k % 8 == 0, got k={p.k}"),

@@ -71,7 +71,7 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
     dtype = x.dtype
     out_dtype = jnp.dtype(problem.out_dtype)
     m, n, k = problem.m, problem.n, problem.k
-    group = k if problem.group_size == -1 else problem.group_size
+    group = problem.group
     grouped = group < k
     zeros = problem.zero_points
 

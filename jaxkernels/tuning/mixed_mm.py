@@ -38,10 +38,6 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _group(p: MixedMMProblem) -> int:
-    return p.k if p.group_size == -1 else min(p.group_size, p.k)
-
-
 def _scale_bytes(p: MixedMMProblem) -> int:
     return jnp.dtype(p.scale_dtype).itemsize
 
@@ -57,8 +53,8 @@ def _bits(p: MixedMMProblem) -> int:
 def shared_bytes(problem: MixedMMProblem, config: Config) -> int:
     """Shared memory of one block, in bytes, as Pallas will lay it out."""
     p, c = problem, config
-    grouped = _group(p) < p.k
-    rows = c.stages * c.wg_n * max(1, c.tile_k // _group(p)) * TILE
+    grouped = p.group < p.k
+    rows = c.stages * c.wg_n * max(1, c.tile_k // p.group) * TILE
     sizes = [
         c.stages * c.wg_n * (c.tile_k // TILE) * _bits(p) * 512,
         c.stages * c.tile_m * c.tile_k * _x_bytes(p),
@@ -87,7 +83,7 @@ def registers(problem: MixedMMProblem, config: Config) -> tuple[int, int]:
     if isinstance(c, PrefillConfig):
         given = c.compute_registers or _even_share(c.wg_n + 1)
         return accumulator + _FRAGMENTS + _OTHER, given
-    group = _group(problem)
+    group = problem.group
     if group < problem.k and c.scale_on == "accumulator":
         accumulator *= 1 + max(1, c.tile_k // c.wg_k // group)
     return accumulator + _FRAGMENTS + _DECODE_OTHER, _even_share(c.wg_n * c.wg_k + 1)
@@ -103,7 +99,7 @@ def legal(problem: MixedMMProblem, config: Config, device: Device) -> Support:
     A wrong register budget does not fail on the GPU, it hangs or spills: it is refused here.
     """
     p, c = problem, config
-    group = _group(p)
+    group = p.group
     decode = isinstance(c, DecodeConfig)
     own = c.tile_k // (c.wg_k if decode else 1)  # K of a stage that one warpgroup multiplies
     shared = shared_bytes(p, c)
@@ -155,7 +151,7 @@ def legal(problem: MixedMMProblem, config: Config, device: Device) -> Support:
 def candidates(problem: MixedMMProblem, device: Device) -> tuple[Config, ...]:
     """The legal configs that are worth considering for this problem."""
     p = problem
-    group = _group(p)
+    group = p.group
     cover = next((t for t in (8, 16, 32, 64) if p.m <= t), 128)  # the tile that takes all rows
     tile_ms = [cover] if p.m <= 64 else [64, 128]
     scale_ons = ["accumulator", "weight"] if TILE <= group < p.k else ["weight"]
@@ -262,9 +258,9 @@ def _decode_cycles(p: MixedMMProblem, c: DecodeConfig, device: Device) -> float:
     cycles = _DECODE_TILE + _DECODE_COLUMN * c.tile_m
     cycles *= 1.0 if _bits(p) == 4 else _EIGHT_BITS
     cycles = max(cycles, 2.05 * c.tile_m)
-    if _group(p) < p.k and c.scale_on == "weight":
+    if p.group < p.k and c.scale_on == "weight":
         cycles += _ON_WEIGHT
-    elif _group(p) < p.k:
+    elif p.group < p.k:
         cycles += _ON_ACCUMULATOR * max(0, c.tile_m - 32)
     own = c.tile_k // c.wg_k // TILE
     if c.tile_m <= 32 or own == 1:
@@ -302,7 +298,7 @@ def _bucket(m: int) -> int:
 def table_key(problem: MixedMMProblem) -> str:
     """The table's key of a problem: bits, group, rows of x (rounded up), N and K."""
     p = problem
-    group = "k" if _group(p) == p.k else str(_group(p))
+    group = "k" if p.group == p.k else str(p.group)
     return f"w{_bits(p)} g{group} m{_bucket(p.m)} n{p.n} k{p.k}"
 
 
