@@ -50,7 +50,7 @@ flags.DEFINE_bool("retry_failed", False, "with --resume, measure those that fail
 flags.DEFINE_float("cell_seconds", 60, "a cell that takes longer counts as hung")
 flags.DEFINE_float("cap", 0, "start no new cell after this many seconds (0: no limit)")
 flags.DEFINE_float("deadline", 0, "start no new cell after this time (seconds since 1970)")
-flags.DEFINE_integer("after_pid", 0, "compile everything now, measure when that process has ended")
+flags.DEFINE_string("lock", None, "compile everything now, with others; measure alone")
 flags.DEFINE_bool("eligible", False, "skip the peers that do less or more than our kernels")
 flags.DEFINE_bool("draw", True, "draw the picture")
 flags.DEFINE_integer("threads", 8, "threads that compile kernels ahead")
@@ -70,7 +70,7 @@ def command_line(arguments: list[str]) -> str:
     kept, skip = [], False
     for argument in arguments:
         flag = argument.lstrip("-").split("=")[0]
-        with_value = ("out", "cap", "name", "deadline", "after_pid", "threads")
+        with_value = ("out", "cap", "name", "deadline", "lock", "threads")
         if skip or flag in (*with_value, "resume", "retry_failed", "warm", "repro", "nodraw"):
             skip = not skip and flag in with_value and "=" not in argument
             continue
@@ -119,15 +119,6 @@ def restart() -> None:
     sys.stdout.flush()
     command = [sys.executable, "-m", "benchmarks", *arguments, "--resume"]
     os.execv(sys.executable, command)
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process exists and has not ended; one that nobody has waited for has."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 def groups_of(cells: list[Cell]) -> list[list[Cell]]:
@@ -193,7 +184,6 @@ def run(cells: list[Cell]) -> int:
     have = {report.key(r) for r in old}
     wanted = [c for c in cells if c.key not in have]
     started, fresh = time.time(), []
-    timing.raise_clocks()
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         console=Console(stderr=True), disable=not sys.stderr.isatty(),
@@ -215,14 +205,14 @@ def run(cells: list[Cell]) -> int:
     def compiling(group: list[Cell]) -> dict[Cell, Future]:
         return {c: pool.submit(ours.compiled, c) for c in group if not is_host(c)}
 
-    with ThreadPoolExecutor(FLAGS.threads) as pool, bar:
+    with ThreadPoolExecutor(FLAGS.threads) as pool, contextlib.ExitStack() as held, bar:
         task = bar.add_task(FLAGS.suite, total=len(cells), completed=len(cells) - len(wanted))
-        if FLAGS.after_pid:
-            wait(compiling(wanted).values())
-            while is_running(FLAGS.after_pid):
-                time.sleep(0.05)
+        if FLAGS.lock:
+            with timing.holding(FLAGS.lock, alone=False):
+                wait(compiling(wanted).values())
+            held.enter_context(timing.holding(FLAGS.lock, alone=True))
             started = time.time()
-            timing.raise_clocks()
+        timing.raise_clocks()
         for group in groups_of(wanted):
             if late():
                 break

@@ -60,6 +60,7 @@ class Weights:
     scale: torch.Tensor
     zero_point: torch.Tensor | None = None
     global_scale: torch.Tensor | None = None
+    g_idx: torch.Tensor | None = None  # int32 [K]: each input's group, in the order of act-order
     packed: dict = field(default_factory=dict)  # other layouts, made once by whoever needs them
 
     @property
@@ -88,6 +89,8 @@ class Weights:
         w, s = self.codes(), self.scale.float()
         if self.family == "fp8-block":
             s = s.repeat_interleave(128, 0)[: self.n].repeat_interleave(128, 1)[:, : self.k]
+        elif self.g_idx is not None:
+            s = s[:, self.g_idx.long()]
         elif s.shape[1] > 1:
             s = s.repeat_interleave(self.group, 1)
         w = w.mul_(s) if w.shape == s.shape else w * s
@@ -124,7 +127,10 @@ def make_weights(cell: Cell) -> Weights:
             scale = scale.to(BF16)
     if f.zero_points:
         zero = torch.randint(0, 16, (n, groups), device=DEVICE, dtype=torch.uint8)
-    return Weights(cell.family, n, k, g, data, scale, zero, global_scale)
+    g_idx = None
+    if f.act_order:
+        g_idx = (torch.randperm(k, device=DEVICE) // g).int()
+    return Weights(cell.family, n, k, g, data, scale, zero, global_scale, g_idx)
 
 
 def dequantized(q: torch.Tensor, scale: torch.Tensor, azp: torch.Tensor | None = None):

@@ -144,6 +144,7 @@ def _linear(cell: Cell) -> Plan:
 _TYPES = {
     "w4a16": "uint4b8",
     "w4a16-zp": "uint4",
+    "w4a16-actorder": "uint4b8",
     "w8a16-int8": "uint8b128",
     "w8a16-fp8": "float8_e4m3fn",
     "w4a8-fp8": "uint4b8",
@@ -171,6 +172,8 @@ def _weight_struct(cell: Cell) -> QuantizedTensor:
     more = {}
     if f.zero_points:
         more["zero_point"] = _struct((n, groups), jnp.uint8)
+    if f.act_order:
+        more["g_idx"] = _struct((k,), jnp.int32)
     if f.name == "fp4-nv":
         more["global_scale"] = _struct((), jnp.float32)
     return _tensor(
@@ -181,8 +184,8 @@ def _weight_struct(cell: Cell) -> QuantizedTensor:
 
 def _fill(struct: QuantizedTensor, w: Weights) -> QuantizedTensor:
     """The struct's arrays, from the first weight copy."""
-    given = [t for t in (w.data[0], w.scale, w.zero_point, w.global_scale) if t is not None]
-    arrays = [jax.dlpack.from_dlpack(t.contiguous()) for t in given]
+    given = (w.data[0], w.scale, w.zero_point, w.g_idx, w.global_scale)
+    arrays = [jax.dlpack.from_dlpack(t.contiguous()) for t in given if t is not None]
     return jax.tree.unflatten(jax.tree.structure(struct), arrays)
 
 
@@ -210,7 +213,7 @@ def _mixed(cell: Cell, config=None) -> Plan:
     dtype = (jnp.int8 if f.rate == "int8" else jnp.float8_e4m3fn) if a8 else BF16
     problem = MixedMMProblem(
         m, n, k, plain.scalar_type, jnp.dtype(dtype).name, "bfloat16", cell.group,
-        plain.granularity, f.zero_points, False, False, prepared.layout,
+        plain.granularity, f.zero_points, f.act_order, False, prepared.layout,
         scale_dtype=jnp.dtype(plain.scale.dtype).name, global_scale=f.name == "fp4-nv",
     )  # fmt: skip
 

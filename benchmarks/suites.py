@@ -60,6 +60,7 @@ class Family:
     groups: tuple[int | None, ...] = (None,)
     scale_bits: int = 32
     zero_points: bool = False
+    act_order: bool = False
     max_rel_err: float = 0.01  # a cell whose error is larger is not timed
 
     def grid(
@@ -97,6 +98,7 @@ def _families() -> dict[str, Family]:
         Family("w8a8-linear", "scaled_mm", "w8a8_linear", 16, 8, "fp8", max_rel_err=0.05),
         Family("w4a16", w_bits=4, groups=(128, 64, 32, -1), **mixed),
         Family("w4a16-zp", w_bits=4, groups=(128,), zero_points=True, **mixed),
+        Family("w4a16-actorder", w_bits=4, groups=(128,), act_order=True, **mixed),
         Family("w8a16-int8", w_bits=8, groups=(-1, 128), **mixed),
         Family("w8a16-fp8", w_bits=8, groups=(-1,), **mixed),
         Family("w4a8-fp8", "mixed_mm", "mixed_mm", 8, 4, "fp8", (128,), 8),

@@ -14,10 +14,12 @@
   in one jit.
 """
 
+import contextlib
+import fcntl
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 ROTATE_BYTES = 160e6
 REST_ABOVE_US = 50.0
@@ -118,6 +120,17 @@ def wall_time(
     if estimate > REST_ABOVE_US:
         time.sleep(REST_S)
     return statistics.median(once(n) for _ in range(5))
+
+
+@contextlib.contextmanager
+def holding(path: str, *, alone: bool) -> Iterator[None]:
+    """Holds a file's lock, by itself or with others.
+
+    Many processes may compile together, one measures: loading a module stalls the card.
+    """
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
 
 
 def raise_clocks(seconds: float = 0.4) -> None:

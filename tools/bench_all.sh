@@ -2,47 +2,61 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 #
-#   tools/bench_all.sh OUT [SECONDS]     every family beside its peers, on one GPU, within a time limit
+#   tools/bench_all.sh OUT [SECONDS [FAMILY...]]   every family beside its peers, on one GPU
 #
-# One process a family: all compile side by side, and each measures when the one before it has
-# ended (--after_pid), so that no kernel is timed while another runs. Peers that compile at run time
-# are compiled first. What the time does not reach is left out; run again with --resume for it.
-# Results go to OUT/FAMILY-DEVICE.json; $PYTHON (default python3) needs every package; $PEERS names
-# the folder of peers' own kernels, where there is one.
+# A process a family: all compile side by side, and one at a time measures (--lock), so that no kernel
+# is timed while another runs. Peers that compile at run time are compiled first. What the time does not
+# reach is left out; run again with --resume for it. Results go to OUT/FAMILY.json, and all of OUT into
+# OUT.tgz. $PYTHON (default python3) needs every package; $PEERS names the folder of peers' own kernels,
+# where there is one.
 set -euo pipefail
-OUT=${1:?usage: tools/bench_all.sh OUT [SECONDS]}
+OUT=${1:?usage: tools/bench_all.sh OUT [SECONDS [FAMILY...]]}
 DEADLINE=$(( $(date +%s) + ${2:-900} ))
+shift $(( $# < 2 ? $# : 2 ))
+ONLY=" $* "
 PYTHON=${PYTHON:-python3}
 cd "$(dirname "$0")/.."
 mkdir -p "$OUT"
 export PYTHONPATH=$PWD OMP_NUM_THREADS=2
 
-warm() {
-  for shape in 4096x4096 6144x4096 28672x4096 4096x14336 8192x8192 8192x28672; do
-    "$PYTHON" -m benchmarks --warm_only --peers=deep_gemm --suite scaled_mm --families fp8-block \
-      --shapes "$shape" &
-    "$PYTHON" -m benchmarks --warm_only --peers=humming --suite mixed_mm --families w4a16 \
-      --groups=128 --shapes "$shape" &
-  done
-  wait
-}
-warm > "$OUT/warm.txt" 2>&1 &
-last=$!
+wanted() { [[ $ONLY == "  " || $ONLY == *" $1 "* ]]; }
 
-measure() { # NAME FLAGS...
-  local name=$1
+warm() { # SOURCE SUITE FAMILY GROUPS
+  wanted "$3" || return 0
+  for shape in 4096x4096 6144x4096 28672x4096 4096x14336 8192x8192 8192x28672; do
+    "$PYTHON" -m benchmarks --warm_only --peers="$1" --suite "$2" --families "$3" --groups="$4" --shapes "$shape" &
+  done
+}
+
+(
+  flock -s 9
+  warm deep_gemm scaled_mm fp8-block 128
+  warm humming mixed_mm w4a16 128
+  warm humming mixed_mm w8a16-int8 -1
+  warm humming mixed_mm w8a16-fp8 -1
+  warm humming mixed_mm w4a8-fp8 128
+  warm humming mixed_mm w4a8-int8 128
+  wait
+) 9> "$OUT/lock" > "$OUT/warm.txt" 2>&1 &
+
+measure() { # FAMILY FLAGS...
+  local family=$1
   shift
-  "$PYTHON" -m benchmarks --out "$OUT" --name "$name" --nodraw --eligible --deadline "$DEADLINE" \
-    --after_pid "$last" "$@" > "$OUT/$name.txt" 2>&1 &
-  last=$!
+  wanted "$family" || return 0
+  "$PYTHON" -m benchmarks --out "$OUT" --name "${NAME:-$family}" --nodraw --eligible --deadline "$DEADLINE" \
+    --lock "$OUT/lock" "$@" > "$OUT/${NAME:-$family}.txt" 2>&1 &
 }
 for family in fp8 int8 fp8-block int8-azp w8a8-linear; do
   measure "$family" --suite scaled_mm --families "$family"
 done
+for family in w4a16 w4a16-zp w4a16-actorder w8a16-int8 w8a16-fp8 w4a8-fp8 w4a8-int8; do
+  measure "$family" --suite mixed_mm --families "$family"
+done
+NAME=fp4 measure fp4 --suite mixed_mm --families fp4-nv,fp4-mx --ms 1,16,64,256,4096
 measure quantize --suite quantize
-measure w4a16 --suite mixed_mm --families w4a16 --groups=128
 measure bridge --suite bridge
 wait
 for log in "$OUT"/*.txt; do
   echo "$(basename "$log" .txt): $(grep -c '^\[' "$log" || true) cells"
 done
+tar czf "$OUT.tgz" -C "$OUT" .

@@ -3,7 +3,6 @@
 """The whole run on a CPU: kernels, clock and card are stand-ins, everything else is real."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -57,7 +56,7 @@ def stand_ins(monkeypatch, tmp_path):
             failures = cli.run(suites.cells("scaled_mm", families, [(256, 512)], ms))
         finally:
             for name, value in saved.items():
-                if name in ("out", "draw", "peers", "resume", "after_pid", "deadline", "eligible",
+                if name in ("out", "draw", "peers", "resume", "lock", "deadline", "eligible",
                             "retry_failed", "name", "suite"):  # fmt: skip
                     setattr(flags.FLAGS, name, value)
         (path,) = tmp_path.glob("*.json")
@@ -99,22 +98,16 @@ def test_a_deadline_in_the_past_measures_nothing_more(stand_ins):
     assert len(data["records"]) == 1
 
 
-def test_turns_are_taken_after_everything_is_compiled(stand_ins):
-    before = subprocess.Popen(["sleep", "0.6"])
+def test_turns_are_taken_after_everything_is_compiled(stand_ins, tmp_path):
+    lock = tmp_path / "lock"
     start = time.time()
-    _, data, compiled = stand_ins(f"--after_pid={before.pid}", ms=(2,))
-    assert time.time() - start > 0.4 and len(data["records"]) == 2
+    before = subprocess.Popen(["flock", lock, "sleep", "0.6"])
+    time.sleep(0.2)  # until it has it
+    _, data, compiled = stand_ins(f"--lock={lock}", ms=(2,))
+    assert time.time() - start > 0.5 and len(data["records"]) == 2
     assert [c.family for c in compiled[:2]] == ["fp8", "int8"]
-    before.wait()
-
-
-def test_a_process_that_has_ended_is_not_waited_for():
-    assert cli.is_running(os.getpid())
-    child = subprocess.Popen(["true"])
-    time.sleep(0.3)
-    assert not cli.is_running(child.pid)  # ended, though nobody has waited for it yet
-    child.wait()
-    assert not cli.is_running(child.pid)
+    assert before.wait() == 0
+    assert subprocess.run(["flock", "-n", lock, "true"]).returncode == 0  # given back
 
 
 def test_many_rows_are_checked_in_a_sample_with_both_ends(stand_ins, monkeypatch):
