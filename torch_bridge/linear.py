@@ -36,7 +36,6 @@ class Prepared:
       operands: torch tensors; they share memory with the layer's parameters.
       parameters: what the layer got, by name.
       out_dtype: of results, None for that of x.
-      order: the columns of x in the order of a prepared act-order weight, or None.
     """
 
     kernel: str
@@ -44,7 +43,6 @@ class Prepared:
     operands: Operands
     parameters: dict[str, Parameter]
     out_dtype: torch.dtype | None
-    order: torch.Tensor | None = None
 
     def __post_init__(self):
         self.leaves = jax.tree.leaves(self.operands)
@@ -57,10 +55,8 @@ class Prepared:
 
     def __deepcopy__(self, memo):
         # The memo keeps shared what was shared: memory, and the layer's own parameters.
-        operands, parameters, order = copy.deepcopy(
-            (self.operands, self.parameters, self.order), memo
-        )
-        return dataclasses.replace(self, operands=operands, parameters=parameters, order=order)
+        operands, parameters = copy.deepcopy((self.operands, self.parameters), memo)
+        return dataclasses.replace(self, operands=operands, parameters=parameters)
 
 
 class LinearRuntime:
@@ -96,17 +92,13 @@ class LinearRuntime:
         scheme = Scheme(
             self._activation(kernel), implementations, None if out is None else dtype_name(out)
         )
-        order = None
-        if w.layout != "plain" and w.g_idx is not None:
-            # Its columns are sorted; x's are brought into that order by torch, before the kernel.
-            order, w = w.g_idx, dataclasses.replace(w, g_idx=None)
         operands = operands._replace(w=w)
         names = _parameter_names(kernel)
         given = {
             names["weight"]: w.data,
             names["scale"]: w.scale,
             names["zero_point"]: w.zero_point,
-            names["g_idx"]: w.g_idx if order is None else order,
+            names["g_idx"]: w.g_idx,
             names["x_scale"]: operands.x_scale,
             names["azp"]: operands.azp,
             names["azp_adj"]: operands.azp_adj,
@@ -126,7 +118,6 @@ class LinearRuntime:
             operands=operands,
             parameters=parameters,
             out_dtype=None if out is None else getattr(torch, dtype_name(out)),
-            order=order,
         )
         # Nothing can fail from here on.
         for name in given:
@@ -170,8 +161,6 @@ class LinearRuntime:
             return x.new_empty((*x.shape[:-1], runner.n), dtype=out_dtype)
         if not x2d.is_contiguous():
             x2d = x2d.contiguous()
-        if state.order is not None:
-            x2d = x2d.index_select(1, state.order)
         if x.requires_grad and torch.is_grad_enabled():
             y = autograd.linear(runner, x2d, state.leaves, bias, state.operands.w)
         else:
@@ -181,8 +170,6 @@ class LinearRuntime:
 
 def _traced(state: Prepared, x, bias) -> torch.Tensor:
     """The layer as one op."""
-    if state.order is not None:
-        x = x.index_select(-1, state.order)
     return torch.ops.jaxkernels.linear(
         x, *state.weight_arguments, *state.more_arguments, bias, *state.how
     )

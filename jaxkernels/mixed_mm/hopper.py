@@ -6,16 +6,16 @@ Both kernels read the same prepared weight (`mixed_mm.prepare`): `hopper_decode`
 where reading the weights is the time, and `hopper_prefill` for many, where the tensor cores are.
 `jaxkernels.tuning.mixed_mm` picks the kernel and its config; the type of the config says which.
 
-A call is one kernel launch. Act-order adds one gather of x's columns, an XLA operation.
+A call is one kernel launch; act-order adds one that gathers x's columns (`permute`).
 """
 
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from jaxkernels.mixed_mm.hopper_decode import DecodeConfig, decode
 from jaxkernels.mixed_mm.hopper_prefill import PrefillConfig, prefill
+from jaxkernels.mixed_mm.permute import MIN_COLUMNS, permute_columns
 from jaxkernels.mixed_mm.prepare import HOPPER_FRAGMENT
 from jaxkernels.mosaic.convert import FORMATS
 from jaxkernels.mosaic.device import trace_device
@@ -55,6 +55,10 @@ def supports(problem: MixedMMProblem, device: Device) -> Support:
         ),
         (p.k % 8 == 0, f"TMA needs rows of x of a multiple of 16 bytes: k % 8 == 0, got k={p.k}"),
         (p.n % 8 == 0, f"TMA needs output rows of a multiple of 16 bytes: n % 8 == 0, got n={p.n}"),
+        (
+            not p.g_idx or p.k >= MIN_COLUMNS,
+            f"act-order needs at least {MIN_COLUMNS} columns, got k={p.k}",
+        ),
         (max(p.m, p.n, p.k) < 2**31, "each size < 2**31"),
     )
 
@@ -78,7 +82,7 @@ def run(
         raise ValueError(f"config: illegal for {problem}: {'; '.join(legal.reasons)}; got {config}")
     x, w, bias = operands
     if w.g_idx is not None:  # prepared weights have their columns in this order
-        x = jnp.take(x, w.g_idx, axis=1, mode="clip")
+        x = permute_columns(x, w.g_idx)
     kernel = decode if isinstance(config, DecodeConfig) else prefill
     return kernel(problem, MixedMMOperands(x, w, bias), config)
 
