@@ -34,6 +34,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxkernels.mosaic import convert
 from jaxkernels.mosaic.cluster import exchange_outputs, exchange_scratch, sum_over_cluster
 from jaxkernels.mosaic.convert import TILE
+from jaxkernels.mosaic.launch import wait_for_previous_kernel
 from jaxkernels.mosaic.smem import matrix, swizzled, window
 from jaxkernels.problem import MixedMMOperands, MixedMMProblem
 
@@ -52,6 +53,8 @@ class DecodeConfig:
       stages: slots of the pipeline, a power of two.
       split_k: blocks of a cluster that share K: 1, 2, 4 or 8.
       scale_on: "accumulator" or "weight", see the module's docstring.
+      overlap: start while the kernel ahead on the stream still runs: the first stages of weights
+        come meanwhile, and its results are waited for before x is read.
     """
 
     tile_m: int = 16
@@ -61,6 +64,7 @@ class DecodeConfig:
     stages: int = 4
     split_k: int = 1
     scale_on: str = "accumulator"
+    overlap: bool = False
 
 
 def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeConfig) -> jax.Array:
@@ -176,29 +180,43 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
                 rows = pl.ds(row_tile * TILE, tile_n)
                 plgpu.copy_gmem_to_smem(gmem["bias"].at[rows], smem["bias"], smem["bias_full"])
 
-            def load(i, _):
+            def load_weights(i, _=None):
                 slot = i & (c.stages - 1)
                 k_step = rank * steps + i
-
-                @pl.when(i >= c.stages)
-                def _reuse():
-                    plgpu.barrier_wait(smem["empty"].at[slot])
-
                 full = smem["full"].at[slot]
                 rows = pl.ds(row_tile, c.wg_n)
                 words = pl.ds(k_step * (tiles * fmt.bits), tiles * fmt.bits)
                 plgpu.copy_gmem_to_smem(gmem["w"].at[rows, words], smem["w"].at[slot], full)
-                for t in range(tiles):
-                    columns = pl.ds(k_step * c.tile_k + t * TILE, TILE)
-                    source = gmem["x"].at[pl.ds(m0, c.tile_m), columns]
-                    plgpu.copy_gmem_to_smem(source, window(smem["x"].at[slot, t]), full)
                 if grouped:
                     first = lax.div(k_step * c.tile_k, group)
                     for name in ["scale", "zero"] if zeros else ["scale"]:
                         source = gmem[name].at[rows, pl.ds(first, stage_groups)]
                         plgpu.copy_gmem_to_smem(source, smem[name].at[slot], full)
 
-            lax.fori_loop(0, steps, load, None)
+            def load_x(i, _=None):
+                slot = i & (c.stages - 1)
+                for t in range(tiles):
+                    columns = pl.ds((rank * steps + i) * c.tile_k + t * TILE, TILE)
+                    source = gmem["x"].at[pl.ds(m0, c.tile_m), columns]
+                    target = window(smem["x"].at[slot, t])
+                    plgpu.copy_gmem_to_smem(source, target, smem["full"].at[slot])
+
+            def load(i, _):
+                @pl.when(i >= c.stages)
+                def _reuse():
+                    plgpu.barrier_wait(smem["empty"].at[i & (c.stages - 1)])
+
+                load_weights(i)
+                load_x(i)
+
+            # Weights are made long before: only x can come from the kernel ahead, and only this
+            # warpgroup has to wait for it, since nothing is stored before x has been read.
+            ahead = min(c.stages, steps) if c.overlap else 0
+            lax.fori_loop(0, ahead, load_weights, None)
+            if c.overlap:
+                wait_for_previous_kernel()
+            lax.fori_loop(0, ahead, load_x, None)
+            lax.fori_loop(ahead, steps, load, None)
             for i in range(max(0, steps - c.stages), steps):  # every phase is seen by all
                 plgpu.barrier_wait(smem["empty"].at[i & (c.stages - 1)])
 

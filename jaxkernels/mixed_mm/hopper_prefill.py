@@ -32,6 +32,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxkernels.mosaic import convert
 from jaxkernels.mosaic.convert import TILE
 from jaxkernels.mosaic.device import trace_device
+from jaxkernels.mosaic.launch import wait_for_previous_kernel
 from jaxkernels.mosaic.smem import matrix, swizzled, window
 from jaxkernels.problem import MixedMMOperands, MixedMMProblem
 
@@ -50,6 +51,7 @@ class PrefillConfig:
       stages: slots of the pipeline.
       cluster_n: blocks of a cluster with adjacent rows of w; each reads a part of x for all.
       panel: tiles along m that the blocks walk before they move along n.
+      overlap: start while the kernel ahead on the stream still runs, and wait for it here.
     """
 
     tile_m: int = 256
@@ -58,6 +60,7 @@ class PrefillConfig:
     stages: int = 4
     cluster_n: int = 1
     panel: int = 8
+    overlap: bool = False
 
     @property
     def compute_registers(self) -> int | None:
@@ -148,6 +151,8 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
         def _memory():
             if c.compute_registers:
                 plgpu.set_max_registers(_MEMORY_REGISTERS, action="decrease")
+            if c.overlap:  # nothing is stored before x has been read: only loads have to wait
+                wait_for_previous_kernel()
             lax.fori_loop(0, num_tiles, load_tile, jnp.int32(0))
             # Blocks of a cluster signal each other's barriers: none leaves before the last signal.
             lax.fori_loop(0, c.stages, lambda s, _: plgpu.barrier_wait(smem["free"].at[s]), None)
