@@ -209,7 +209,11 @@ def run(cells: list[Cell]) -> int:
         task = bar.add_task(FLAGS.suite, total=len(cells), completed=len(cells) - len(wanted))
         if FLAGS.lock:
             with timing.holding(FLAGS.lock, alone=False):
-                wait(compiling(wanted).values())
+                futures = compiling(wanted)
+                wait(futures.values())
+                if FLAGS.sweep:
+                    plans = [(c, f.result()[0]) for c, f in futures.items() if not f.exception()]
+                    wait([pool.submit(ours.compiled, c, x) for c, p in plans for x in p.configs()])
             held.enter_context(timing.holding(FLAGS.lock, alone=True))
             started = time.time()
         timing.raise_clocks()
