@@ -224,8 +224,8 @@ class QuantLinear(nn.Module):
             for name, dtype in dtypes.items():
                 self._buffers[name] = self._buffers[name].view(dtype)
         self._runner = None
-        if self.bias is not None:
-            self.dtype = self.bias.dtype
+        # What the conversion makes of a floating tensor; a layer without a bias has no other.
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.data.device)).dtype
         if self.data.device.type != "meta":
             self._prepare()
         return self

@@ -65,6 +65,12 @@ def relative(a, b):
     return ((a - b).float().norm() / b.float().norm()).item()
 
 
+def routes(layer, device):
+    """How what is compiled for layers of this kind runs on a device."""
+    found = layer._runner.variants()
+    return {route for _, _, where, route in found if where.type == device}
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe(model, x, name):
     want = model(x)
@@ -111,6 +117,7 @@ def test_conversion_of_dtype_leaves_the_weight_alone(model, x, name):
     assert y.dtype == torch.bfloat16 and relative(y, want) < 0.05  # rounding x moves fp8 codes
     assert torch.equal(model.up.dequantize(), before)
     assert model.up.bias.dtype == torch.bfloat16
+    assert model.down.bias is None and model.down.dtype == torch.bfloat16
     assert model.half()(x.half()).dtype == torch.float16
 
 
@@ -341,8 +348,8 @@ def test_gpu_every_recipe_direct_and_in_a_graph(rng, name, dtype):
     report = apply(model, name, x)
     y = model(x)
     assert 0 < relative(y, want) < ERROR[name] + 0.01
-    routes = {route for m in report.replaced.values() for *_, route in m._runner.variants()}
-    assert routes == {"direct"}, report.replaced["up"].explain()
+    for layer in report.replaced.values():
+        assert routes(layer, "cuda") == {"direct"}, layer.explain()
     static = x.clone()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -355,14 +362,16 @@ def test_gpu_every_recipe_direct_and_in_a_graph(rng, name, dtype):
 
 @gpu
 @pytest.mark.parametrize("name", RECIPES)
-def test_gpu_agrees_with_cpu(model, x, name):
+def test_gpu_agrees_with_cpu(rng, name):
     """The same quantized layer in JAX on the host and by the Hopper kernels."""
-    model, x = model.bfloat16(), x.bfloat16()
+    torch.manual_seed(int(rng.integers(2**31)))
+    model, x = Block(512, 128).eval().bfloat16(), torch.randn(5, 7, 512, dtype=torch.bfloat16)
     apply(model, name, x)
     layer = model.up
     want, weight = layer(x).float(), layer.dequantize()
     got = layer.cuda()(x.cuda()).float().cpu()
     assert relative(got, want) < 0.005
+    assert routes(layer, "cuda") == {"direct"}
     assert torch.equal(layer.dequantize().cpu(), weight)
     assert torch.equal(layer.cpu().dequantize(), weight)
 
@@ -393,6 +402,8 @@ def test_gpu_state_moves_between_machines(model, x, name):
     state = {k: v.clone() for k, v in model.state_dict().items()}
     model.to("cuda", torch.bfloat16)
     model(x.to("cuda", torch.bfloat16))  # brings the weight into its kernel's order
+    for layer in (model.up, model.down, model.head):  # with a bias and without
+        assert routes(layer, "cuda") == {"direct"}, layer.explain()
     for key, value in model.state_dict().items():
         if not key.endswith("bias"):
             assert torch.equal(value.cpu(), state[key]), key
