@@ -35,6 +35,12 @@ __all__ = ["to_jax", "to_torch", "wrap"]
 # What JAX wants on a CPU; XLA's GPU kernels assume 16. Torch's own allocations satisfy both.
 _ALIGNMENT = 64
 _64_BIT = (torch.float64, torch.int64, torch.uint64, torch.complex128)
+# What crosses as it is, whatever JAX's configuration and the tensor's views.
+_CROSSING = frozenset(
+    getattr(torch, name)
+    for name in ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "int8", "uint8",
+                 "int16", "uint16", "int32", "uint32", "bool")
+)  # fmt: skip
 
 
 def to_jax(tensor: torch.Tensor, *, copy: bool | None = None) -> jax.Array:
@@ -87,25 +93,42 @@ def to_jax(tensor: torch.Tensor, *, copy: bool | None = None) -> jax.Array:
                 f"on a {_ALIGNMENT}-byte boundary, so JAX needs a copy, and copy=False forbids it"
             )
         tensor = tensor.clone()
-    array = _share(tensor)
+    array = _share(tensor, _joined_stream(tensor.device))
     if tensor.is_cuda:
         weakref.finalize(array, _retired.put, (array.device, tensor)).atexit = False
         _start_reaper()
     return array
 
 
-def _share(tensor: torch.Tensor) -> jax.Array:
-    """The array of a compact, aligned tensor, which the caller keeps until JAX has read it."""
-    device = jax_device(tensor.device)
-    stream = None
-    if tensor.is_cuda:
-        # JAX takes readiness from a stream of its own only, so that one waits for torch's.
-        stream = device.get_stream_for_external_ready_events()
-        ours = torch.cuda.current_stream(tensor.device)
-        _external_stream(stream, tensor.device).wait_stream(ours)
+def _share(tensor: torch.Tensor, stream: int | None) -> jax.Array:
+    """The array of a compact, aligned tensor, which the caller keeps until JAX has read it.
+
+    `stream` is what `_joined_stream` gave for the tensor's device.
+    """
     capsule = torch.utils.dlpack.to_dlpack(tensor)
-    array = interop.from_capsule(capsule, device, stream)
+    array = interop.from_capsule(capsule, jax_device(tensor.device), stream)
     return jax.dlpack.from_dlpack(tensor) if array is None else array
+
+
+_local = threading.local()
+
+
+def _joined_stream(device: torch.device) -> int | None:
+    """A stream of JAX's that waits for torch's current one; JAX takes readiness from no other.
+
+    None on a CPU. One for all tensors of a call, and one event for all calls of a thread: a wait
+    is for the event's last record, and between a thread's record and wait no other thread's comes.
+    """
+    if device.type != "cuda":
+        return None
+    stream = jax_device(device).get_stream_for_external_ready_events()
+    events = _local.__dict__.setdefault("events", {})
+    event = events.get(device)
+    if event is None:
+        event = events[device] = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    event.wait(_external_stream(stream, device))
+    return stream
 
 
 @functools.cache
@@ -259,23 +282,22 @@ class _Wrapped:
         device = _one_device(tensors)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return self._differentiable(leaves, treedef, device)
-        arrays = [_passing(v) if isinstance(v, torch.Tensor) else v for v in leaves]
         with _on(device):
-            args, kwargs = jax.tree.unflatten(treedef, arrays)
-            return jax.tree.map(to_torch, self.forward(args, kwargs))
+            args, kwargs = jax.tree.unflatten(treedef, _passing(leaves, device))
+            result = self.forward(args, kwargs)
+        if isinstance(result, jax.Array):
+            return _returning(result, device)
+        return jax.tree.map(lambda array: _returning(array, device), result)
 
     def _differentiable(self, leaves, treedef, device):
         needs = [isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves]
         positions = tuple(i for i, need in enumerate(needs) if need)
-        fixed = [
-            _passing(v) if isinstance(v, torch.Tensor) else v
-            for v, need in zip(leaves, needs, strict=True)
-            if not need
-        ]
+        fixed = [v for v, need in zip(leaves, needs, strict=True) if not need]
+        fixed = _passing(fixed, device)
         result = {}  # filled by forward: torch wants the outputs themselves as its return value
 
         def forward(*differentiable):
-            arrays = [_passing(t) for t in differentiable]
+            arrays = _passing(differentiable, device)
             with _on(device):
                 floats, rest, static, pullback = self.with_vjp(treedef, positions, arrays, fixed)
             result.update(rest=rest, static=static.value)
@@ -283,7 +305,7 @@ class _Wrapped:
 
         def backward(pullback, gradients):
             with _on(device):
-                return [to_torch(g) for g in self.pull(pullback, [_passing(g) for g in gradients])]
+                return [to_torch(g) for g in self.pull(pullback, _passing(gradients, device))]
 
         floats = _Vjp.apply(forward, backward, *(leaves[i] for i in positions))
         tree, smooth = result["static"]
@@ -293,13 +315,36 @@ class _Wrapped:
         )
 
 
-def _passing(tensor: torch.Tensor) -> jax.Array:
-    """`to_jax` for a call whose results torch's stream awaits: that orders the memory's reuse."""
-    tensor = tensor.detach()
-    simple = tensor.dtype not in _64_BIT and not tensor.is_complex() and tensor.is_contiguous()
-    if simple and tensor.device.type in ("cpu", "cuda") and not tensor.data_ptr() % _ALIGNMENT:
-        return _share(tensor)
+def _passing(leaves, device: torch.device) -> list:
+    """The leaves, tensors as arrays, for a call whose results torch's stream awaits.
+
+    That orders the reuse of their memory, so nothing has to be kept as in `to_jax`.
+    """
+    stream = _joined_stream(device)
+    return [_pass(v, stream) if isinstance(v, torch.Tensor) else v for v in leaves]
+
+
+def _pass(tensor: torch.Tensor, stream: int | None) -> jax.Array:
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if (
+        tensor.is_contiguous()
+        and not tensor.data_ptr() % _ALIGNMENT
+        and tensor.dtype in _CROSSING
+        and not tensor.is_neg()
+    ):
+        return _share(tensor, stream)
     return to_jax(tensor)
+
+
+def _returning(array: jax.Array, device: torch.device) -> torch.Tensor:
+    """`to_torch` for the results of a call on one device."""
+    stream = None
+    if device.type == "cuda":
+        # Torch's default stream is CUDA's legacy one, which DLPack calls 1.
+        stream = torch._C._cuda_getCurrentRawStream(device.index) or 1
+    capsule = interop.to_capsule(array, stream)
+    return to_torch(array) if capsule is None else torch.utils.dlpack.from_dlpack(capsule)
 
 
 @jax.tree_util.register_static

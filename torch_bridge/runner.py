@@ -26,7 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from jaxkernels import mixed_mm, quantize_fp8, quantize_fp8_group, quantize_int8, scaled_mm
 from jaxkernels.quantized import QuantizedTensor
 from torch_bridge import launch
-from torch_bridge.dlpack import _passing, jax_device, to_jax, to_torch
+from torch_bridge.dlpack import _passing, _returning, jax_device, to_jax
 
 # At most a third of a padded batch is padding, and M up to 8192 needs 23 variants.
 BUCKETS = (
@@ -249,6 +249,7 @@ class _Jitted:
 
     def __init__(self, function, device: torch.device):
         self._function = jax.jit(function)
+        self._where = device
         self._device = jax_device(device)
 
     def __call__(self, x, *leaves):
@@ -258,4 +259,5 @@ class _Jitted:
                 "warning at its first call says why it has no direct launch"
             )
         with jax.default_device(self._device):
-            return to_torch(self._function(_passing(x), *map(_view, leaves)))
+            [x] = _passing([x], self._where)
+            return _returning(self._function(x, *map(_view, leaves)), self._where)
