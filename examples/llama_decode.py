@@ -8,9 +8,12 @@
 
 Weights and activations are random, so nothing is generated: this times what decoding is made of,
 reading every weight once a token. Attention, norms and the head are left out for all alike.
+With vLLM's compiled ops in the folder $PEERS (as for `python -m benchmarks`), its kernels run the
+same model beside ours: Marlin for 4 bits, quantization and CUTLASS for fp8.
 """
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -21,9 +24,11 @@ from rich.progress import track
 from rich.table import Table
 from torch import nn
 
+from jaxkernels.scalar_types import scalar_types
 from torch_bridge import quantize_
 
 BASE = "bf16 torch"
+MARLIN, CUTLASS = "vllm marlin w4a16", "vllm cutlass fp8"
 # hidden, intermediate, width of keys and values together
 LLAMA = (4096, 14336, 2048)
 SMALL = (256, 512, 128)
@@ -58,6 +63,62 @@ class Layer(nn.Module):
         return nn.functional.rms_norm(x, (self.hidden,))
 
 
+class VllmMarlin(nn.Module):
+    """A 4-bit layer, groups of 128, as vLLM runs it; its codes are random."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.n, self.k = linear.weight.shape
+        # [K / 8, N] words of 8 codes, as GPTQ stores them.
+        words = torch.randint(-(2**31), 2**31, (self.k // 8, self.n), dtype=torch.int32)
+        self.none = torch.empty(0, dtype=torch.int32)
+        repacked = torch.ops._C.gptq_marlin_repack(words, self.none, self.k, self.n, 4, False)
+        self.register_buffer("words", repacked)
+        scale = torch.rand(self.k // 128, self.n, dtype=torch.bfloat16) * 0.01
+        self.register_buffer("scale", scale)
+        self.space = torch.zeros(132, dtype=torch.int32)
+
+    def forward(self, x):
+        none, uint4b8 = self.none, scalar_types.uint4b8.id
+        x2d = x.reshape(-1, self.k)
+        return torch.ops._C.marlin_gemm(
+            x2d, None, self.words, None, self.scale, None, None, none, none, none, self.space,
+            uint4b8, x2d.shape[0], self.n, self.k, True, False, True, False,
+        ).reshape(*x.shape[:-1], self.n)  # fmt: skip
+
+
+class VllmFp8(nn.Module):
+    """An fp8 layer, a scale each row and column, as vLLM runs it; its codes are random."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.n, self.k = linear.weight.shape
+        self.register_buffer("weight", linear.weight.to(torch.float8_e4m3fn).t())
+        self.register_buffer("scale", torch.rand(1, self.n) * 0.01)
+
+    def forward(self, x):
+        x2d = x.reshape(-1, self.k)
+        q = torch.empty_like(x2d, dtype=torch.float8_e4m3fn)
+        scale = torch.empty(x2d.shape[0], 1, dtype=torch.float32, device=x.device)
+        torch.ops._C.dynamic_per_token_scaled_fp8_quant(q, x2d, scale, None)
+        y = torch.empty(x2d.shape[0], self.n, dtype=x.dtype, device=x.device)
+        torch.ops._C.cutlass_scaled_mm(y, q, self.weight, scale, self.scale, None)
+        return y.reshape(*x.shape[:-1], self.n)
+
+
+PEERS = {MARLIN: VllmMarlin, CUTLASS: VllmFp8}
+
+
+def peers() -> tuple[str, ...]:
+    """The models of vLLM's kernels that can run here."""
+    library = Path(os.environ.get("PEERS", "")) / "_C_stable_libtorch.abi3.so"
+    if not library.is_file():
+        Console(stderr=True).print(f"without vLLM's kernels: there is no $PEERS/{library.name}")
+        return ()
+    torch.ops.load_library(str(library))
+    return tuple(PEERS)
+
+
 def build(recipe: str, layers: int, sizes: tuple[int, int, int], device: str) -> nn.Sequential:
     """The model in bfloat16, or with every linear layer quantized by a recipe."""
     torch.manual_seed(0)
@@ -65,7 +126,10 @@ def build(recipe: str, layers: int, sizes: tuple[int, int, int], device: str) ->
     for _ in track(range(layers), f"{recipe}: layers", transient=True):
         with torch.device(device):
             layer = Layer(*sizes).to(torch.bfloat16).requires_grad_(False)
-        if recipe != BASE:
+            if recipe in PEERS:
+                for name, linear in list(layer.named_children()):
+                    setattr(layer, name, PEERS[recipe](linear))
+        if recipe not in (BASE, *PEERS):
             quantize_(layer, recipe)  # layer by layer: the bf16 weights are never all there
         model.append(layer)
     return model.eval()
@@ -109,7 +173,7 @@ def run(recipes, batches, layers: int, small: bool) -> dict:
         raise SystemExit("this needs a CUDA device; --small runs anywhere")
     sizes, layers = (SMALL, 2) if small else (LLAMA, layers)
     rows, base = [], {}
-    for recipe in (BASE, *recipes):
+    for recipe in (BASE, *recipes, *(peers() if device == "cuda" else ())):
         model = build(recipe, layers, sizes, device)
         for batch in batches:
             seconds = seconds_per_step(model, batch, sizes[0], device)
