@@ -51,7 +51,8 @@ class PrefillConfig:
       stages: slots of the pipeline.
       cluster_n: blocks of a cluster with adjacent rows of w; each reads a part of x for all.
       panel: tiles along m that the blocks walk before they move along n.
-      overlap: start while the kernel ahead on the stream still runs, and wait for it here.
+      overlap: start while the kernel ahead on the stream still runs: the first stages of weights
+        come meanwhile, and its results are waited for before x is read.
     """
 
     tile_m: int = 256
@@ -93,6 +94,7 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
     steps = passes * unroll
     m_tiles, n_tiles = -(-m // c.tile_m), -(-n // (tile_n * c.cluster_n))
     clusters = min(m_tiles * n_tiles, max(1, trace_device().num_sms // c.cluster_n))
+    ahead = min(c.stages, steps) if c.overlap else 0
     row_names = (["scale", "zero"] if zeros else ["scale"]) if grouped else []
     multicast = "rank" if c.cluster_n > 1 else None
 
@@ -119,41 +121,54 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
 
         # ---- the memory warpgroup
 
+        def load_weights(row_tile, j, slot):
+            plgpu.barrier_wait(smem["free"].at[slot])
+            full = smem["full"].at[slot]
+            rows = pl.ds(row_tile, c.wg_n)
+            words = pl.ds(j * (tiles * fmt.bits), tiles * fmt.bits)
+            plgpu.copy_gmem_to_smem(gmem["w"].at[rows, words], smem["w"].at[slot], full)
+            for name in row_names:
+                groups = pl.ds(lax.div(j * c.tile_k, group), stage_groups)
+                plgpu.copy_gmem_to_smem(gmem[name].at[rows, groups], smem[name].at[slot], full)
+
+        def load_x(m0, j, slot):
+            for t in range(tiles):
+                columns = pl.ds(j * c.tile_k + t * TILE, TILE)
+                plgpu.copy_gmem_to_smem(
+                    gmem["x"].at[pl.ds(m0, c.tile_m), columns],
+                    window(smem["x"].at[slot, t]),
+                    smem["full"].at[slot],
+                    collective_axes=multicast,
+                )
+
+        def load_ahead():
+            """Loads what fits of the first tile: weights while the kernel ahead may still run."""
+            m0, row_tile = place(0)
+            lax.fori_loop(0, ahead, lambda j, _: load_weights(row_tile, j, j), None)
+            wait_for_previous_kernel()
+            lax.fori_loop(0, ahead, lambda j, _: load_x(m0, j, j), None)
+
         def load_tile(i, slot):
             m0, row_tile = place(i)
-            rows = pl.ds(row_tile, c.wg_n)
             if problem.bias:
                 plgpu.barrier_wait(smem["bias_free"])
                 source = gmem["bias"].at[pl.ds(row_tile * TILE, tile_n)]
                 plgpu.copy_gmem_to_smem(source, smem["bias"], smem["bias_full"])
 
             def step(j, slot):
-                plgpu.barrier_wait(smem["free"].at[slot])
-                full = smem["full"].at[slot]
-                words = pl.ds(j * (tiles * fmt.bits), tiles * fmt.bits)
-                plgpu.copy_gmem_to_smem(gmem["w"].at[rows, words], smem["w"].at[slot], full)
-                for t in range(tiles):
-                    columns = pl.ds(j * c.tile_k + t * TILE, TILE)
-                    plgpu.copy_gmem_to_smem(
-                        gmem["x"].at[pl.ds(m0, c.tile_m), columns],
-                        window(smem["x"].at[slot, t]),
-                        full,
-                        collective_axes=multicast,
-                    )
-                for name in row_names:
-                    groups = pl.ds(lax.div(j * c.tile_k, group), stage_groups)
-                    plgpu.copy_gmem_to_smem(gmem[name].at[rows, groups], smem[name].at[slot], full)
+                load_weights(row_tile, j, slot)
+                load_x(m0, j, slot)
                 return next_slot(slot)
 
-            return lax.fori_loop(0, steps, step, slot)
+            return lax.fori_loop(jnp.where(i == 0, ahead, 0), steps, step, slot)
 
         @pl.when(warpgroup == c.wg_n)
         def _memory():
             if c.compute_registers:
                 plgpu.set_max_registers(_MEMORY_REGISTERS, action="decrease")
-            if c.overlap:  # nothing is stored before x has been read: only loads have to wait
-                wait_for_previous_kernel()
-            lax.fori_loop(0, num_tiles, load_tile, jnp.int32(0))
+            if c.overlap:
+                load_ahead()
+            lax.fori_loop(0, num_tiles, load_tile, jnp.int32(ahead % c.stages))
             # Blocks of a cluster signal each other's barriers: none leaves before the last signal.
             lax.fori_loop(0, c.stages, lambda s, _: plgpu.barrier_wait(smem["free"].at[s]), None)
             if problem.bias:

@@ -65,11 +65,11 @@ BOUNDED = {
     ),
     "decode, K split over warpgroups and blocks, with bias": (
         (9, 72, 512, 64, True),
-        DecodeConfig(tile_m=16, wg_n=1, wg_k=2, tile_k=128, stages=2, split_k=2),
+        DecodeConfig(16, wg_n=1, wg_k=2, tile_k=128, stages=2, split_k=2, overlap=True),
     ),
     "decode, K not in whole stages": (
         (8, 64, 160, 32, False),
-        DecodeConfig(tile_m=8, wg_n=1, tile_k=128, stages=2, scale_on="weight"),
+        DecodeConfig(tile_m=8, wg_n=1, tile_k=128, stages=4, scale_on="weight", overlap=True),
     ),
     "decode, two tiles of x": (
         (20, 64, 128, -1, True),
@@ -77,11 +77,11 @@ BOUNDED = {
     ),
     "prefill, more tiles than blocks, with bias": (
         (70, 200, 128, 64, True),
-        PrefillConfig(tile_m=64, wg_n=1, stages=2),
+        PrefillConfig(tile_m=64, wg_n=1, stages=3, overlap=True),
     ),
     "prefill, x shared by a cluster": (
         (70, 400, 128, 128, True),
-        PrefillConfig(tile_m=64, wg_n=2, stages=3, cluster_n=2),
+        PrefillConfig(tile_m=64, wg_n=2, stages=3, cluster_n=2, overlap=True),
     ),
 }
 

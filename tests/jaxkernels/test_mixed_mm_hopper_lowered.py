@@ -56,12 +56,12 @@ def lower(p: MixedMMProblem, config) -> str:
 
 # Every weight type meets both kernels, and each feature of a config appears.
 FAMILIES = [
-    (DecodeConfig(16, 4, 1, 256, 4), dict(m=16)),
+    (DecodeConfig(16, 4, 1, 256, 4, overlap=True), dict(m=16)),
     (DecodeConfig(8, 1, 4, 512, 2, split_k=2), dict(m=1)),
     (DecodeConfig(64, 2, 1, 128, 2, scale_on="weight"), dict(m=64, group=32)),
     (DecodeConfig(32, 2, 2, 128, 2, split_k=4), dict(m=20, group=64, bias=True)),
     (DecodeConfig(16, 2, 1, 128, 4), dict(m=16, group=-1, dtype="float16")),
-    (PrefillConfig(256, 2, 64, 4, 2), dict(m=300)),
+    (PrefillConfig(256, 2, 64, 4, 2, overlap=True), dict(m=300)),
     (PrefillConfig(128, 3, 64, 4), dict(m=300, group=32, dtype="float16")),
     (PrefillConfig(192, 2, 128, 2), dict(m=300, group=-1, bias=True)),
 ]
