@@ -11,7 +11,8 @@ become buffers filled once; anything else that would have to compute is refused 
 
 `KernelLibrary` finds the CUDA plugin's library and its entry points `MosaicGpuCompile`
 (module bytes -> CUfunction and a host function) so that a kernel can be launched with plain
-pointers on any stream. `direct_route()` says whether this JAX has them.
+pointers on any stream, and what it compiled as bytes (`binary`), so that another device or another
+process can load it. `direct_route()` says whether this JAX has them.
 """
 
 import ctypes
@@ -25,6 +26,8 @@ import numpy as np
 from jax._src.interpreters.mlir import make_ir_context
 from jax._src.lib.mlir import ir, passmanager
 
+from jaxkernels.mosaic.binary import Binary, read
+from jaxkernels.mosaic.launch import launched_in_order
 from jaxkernels.problem import Support
 
 # TMA wants 16-byte aligned addresses, and Mosaic's custom call refuses anything else.
@@ -69,11 +72,16 @@ class Buffer:
 
 @dataclasses.dataclass(frozen=True)
 class KernelCall:
-    """One Mosaic module with the buffers it is given: operands first, then results."""
+    """One Mosaic module with the buffers it is given: operands first, then results.
+
+    `key` is the same for the same module. A kernel that was compiled before may come as `binary`
+    alone, without the module.
+    """
 
     key: str
     module: bytes = dataclasses.field(repr=False)
     buffers: tuple[int, ...]
+    binary: Binary | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +108,8 @@ def lower_program(fn, *structs) -> Program:
     Raises:
       NotDirect: an operation is neither a Mosaic kernel nor free; the message names it.
     """
-    traced = jax.jit(fn, keep_unused=True).trace(*structs)
+    with launched_in_order():
+        traced = jax.jit(fn, keep_unused=True).trace(*structs)
     module = traced.lower(lowering_platforms=("cuda",)).compiler_ir()
     out_tree = jax.tree.structure(traced.out_info)
     with module.context:
@@ -242,17 +251,19 @@ class KernelLibrary:
                 continue
             path = plugin._get_library_path()
             break
-        library = ctypes.CDLL(path and str(path))
+        self.path = path and str(path)
+        library = ctypes.CDLL(self.path)
         self._compile = library.MosaicGpuCompile
         self._compile.argtypes = [ctypes.c_char_p, ctypes.c_int]
         self._compile.restype = ctypes.POINTER(ctypes.c_void_p)
         import jax.experimental.mosaic.gpu  # noqa: F401  (tells the library where its runtime is)
 
     def compile(self, module: bytes):
-        """Compiles a module for the current CUDA context: (CUfunction, host function).
+        """Compiles a module for the current CUDA context: (CUfunction, host function, binary).
 
         The host function takes (CUfunction, CUstream, array of device pointers), returns nothing,
-        and has read the array when it returns. It stays loaded for the life of the process.
+        and has read the array when it returns. It stays loaded for the life of the process. The
+        binary is None where this plugin keeps it elsewhere.
         """
         compiled = self._compile(module, len(module))
         if not compiled:
@@ -260,7 +271,16 @@ class KernelLibrary:
                 "Mosaic GPU could not compile or load the kernel, and its entry point gives no "
                 "reason: call the same JAX function under jax.jit on the GPU to see the message"
             )
-        return compiled[0], _HOST_FUNCTION(compiled[1])
+        return compiled[0], _HOST_FUNCTION(compiled[1]), read(compiled)
+
+    def load(self, binary: Binary):
+        """The same of a binary, in the current CUDA context: (CUfunction, host function).
+
+        Raises:
+          Unloadable: it has to be compiled here.
+        """
+        function, host = binary.load()
+        return function, _HOST_FUNCTION(host)
 
 
 # CFUNCTYPE drops the GIL during the call: a launch may wait for room in the driver's queue.

@@ -1,31 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
-"""Programmatic dependent launch: a kernel starts while the one before it still runs."""
+"""Programmatic dependent launch: a kernel starts while the one before it still runs.
+
+A kernel that waits for the one ahead (`wait_for_previous_kernel`) may be launched before that one
+has ended: its blocks come up meanwhile, and what they touch before the wait has to be older than
+the kernel ahead. For a product whose activations the kernel ahead quantizes, that is the weight:
+
+    quantize | wait for what came before, let the next start | read x, write codes |
+    multiply |                            set up | load weights ...    | wait | load codes, multiply
+
+It is safe where the quantization is known to be the kernel directly ahead and waits first, as it
+then cannot let the product start before everything older is done. XLA may put other kernels
+between the two (a slice that makes the weight, say), so only programs of nothing but kernels, which
+run in the order they were traced in, get it: `launched_in_order`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+
+import jax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic.interpret import is_interpreting
 
+# What is known of the kernel ahead: part of the key of every cache of traces.
+_ahead = jax.make_user_context(default_value="")
+
 
 def wait_for_previous_kernel() -> None:
-    """Called before a kernel touches anything that the kernel ahead of it reads or writes.
+    """Called by every warpgroup before it touches global memory.
 
     A kernel that calls this may be launched before the kernel ahead of it on the stream has
     finished: blocks set up their barriers meanwhile, and wait here until its results are visible.
     It also lets the next kernel do the same. Without a kernel ahead it returns at once.
-
-    One warpgroup's wait is enough where all others depend on what it loads afterwards. Packed
-    weights, their scales and the bias may be read before the wait, because:
-
-    * only our GEMMs let the next kernel start early, and they write no weights: whatever wrote
-      them has finished by the time that the GEMM behind it starts;
-    * a GEMM lets the next kernel start after its own wait, so that two kernels ahead is over.
-
-    A kernel that writes what another may take as weights must therefore not call this.
     """
     if is_interpreting():  # one kernel at a time
         return
     plgpu.griddepcontrol_wait()
     plgpu.griddepcontrol_launch_dependents()
+
+
+def launched_in_order():
+    """A context for tracing programs of nothing but kernels, launched in the order of the trace."""
+    return _ahead("a kernel of the program")
+
+
+def after_quantization():
+    """A context for tracing a kernel whose x the kernel before it in the trace quantizes."""
+    return _ahead("the quantization of x") if _ahead.value else contextlib.nullcontext()
+
+
+def may_read_weights_early() -> bool:
+    """Whether the kernel ahead writes x and its scales only, and waits for all that came before."""
+    return _ahead.value == "the quantization of x"

@@ -60,9 +60,9 @@ class Pieces:
         """Writes the pieces of `ref[row]`, each as soon as it is computed.
 
         `values` are computed one by one as they are asked for, each in a basic block of its own.
-        ptxas schedules within a block, and in one block it starts every piece at once: 137 registers
-        instead of 56 for a row of 8192 to fp8, 72 instead of 37 for a static int8 run of 4096
-        (2026-11-22, ptxas 13.0), and so half as many rows in flight.
+        ptxas schedules within a block, and in one block it starts all pieces at once: a row of 8192
+        to fp8 takes 137 registers instead of 56, a static int8 run of 4096 takes 72 instead of 37
+        (2026-11-22, ptxas 13.0), and so half as many rows are in flight.
         """
         values, block = iter(values), _thread_block()
         for i, start in enumerate(self.starts):
@@ -81,9 +81,7 @@ def _thread_block() -> jax.Array:
     if is_interpreting():
         return jnp.int32(0)
 
-    @plgpu.inline_mgpu(
-        return_type=plgpu.ShapeDtypeStruct((), jnp.int32, plgpu.Layout.WG_SPLAT(()))
-    )
+    @plgpu.inline_mgpu(return_type=plgpu.ShapeDtypeStruct((), jnp.int32, plgpu.Layout.WG_SPLAT(())))
     def number(_):
         i32 = ir.IntegerType.get_signless(32)
         value = llvm.inline_asm(i32, [], "mov.u32 $0, %ctaid.x;", "=r")

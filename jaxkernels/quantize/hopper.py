@@ -31,6 +31,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic import rowreduce as rr
+from jaxkernels.mosaic.launch import wait_for_previous_kernel
 from jaxkernels.problem import Device, Implementation, QuantizeOperands, QuantizeProblem, Support
 from jaxkernels.quantize import xla
 
@@ -122,8 +123,12 @@ def run(problem: QuantizeProblem, operands: QuantizeOperands, config: Config | N
 
 
 def _kernel(body, outputs, grid: int, name: str):
+    def waiting_body(*refs):
+        wait_for_previous_kernel()
+        body(*refs)
+
     return plgpu.kernel(
-        body,
+        waiting_body,
         out_type=tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs),
         grid=(grid,),
         grid_names=("run",),

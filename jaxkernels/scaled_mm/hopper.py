@@ -29,7 +29,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic.cluster import exchange_outputs, exchange_scratch
 from jaxkernels.mosaic.device import trace_device
-from jaxkernels.mosaic.launch import wait_for_previous_kernel
+from jaxkernels.mosaic.launch import may_read_weights_early, wait_for_previous_kernel
 from jaxkernels.mosaic.smem import swizzled
 from jaxkernels.problem import (
     Device,
@@ -131,6 +131,8 @@ def _launch(plan: Plan, ops: ScaledMMOperands, device: Device):
     if p.w_scale in ("tensor", "block"):
         arrays["w_scale"] = ops.w_scale if plan.block_scaled else ops.w_scale.reshape(1)
 
+    # A launch that overlaps may load weights before x has been quantized.
+    weights_first = may_read_weights_early()
     accumulator = jnp.int32 if p.x_dtype == "int8" else jnp.float32
     multicast = tuple(axis for axis, size in (("m", c.cluster_m), ("n", c.cluster_n)) if size > 1)
     axes = {"k": c.split_k, "n": c.cluster_n, "m": c.cluster_m}
@@ -167,7 +169,8 @@ def _launch(plan: Plan, ops: ScaledMMOperands, device: Device):
         out, *board = refs[len(arrays) :]
         block = Block(plan, accumulator, clusters, gmem, out, board, smem, tuple(vectors), slots)
         warpgroup = lax.axis_index("warpgroup")
-        if c.overlap:
+        block.weights_first = weights_first
+        if c.overlap and not weights_first:
             wait_for_previous_kernel()
         pl.when(warpgroup == c.warpgroups)(block.load)
         pl.when(warpgroup < c.warpgroups)(block.multiply)

@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic.cluster import sum_over_cluster
+from jaxkernels.mosaic.launch import wait_for_previous_kernel
 from jaxkernels.mosaic.smem import matrix, strided_vector, window
 from jaxkernels.scaled_mm.hopper_config import BLOCK, TILE_K
 
@@ -63,41 +64,59 @@ class Block:
         if plan.needs_more_registers:
             plgpu.set_max_registers(plan.register_split()[0], action="decrease")
 
-        def one_tile(i, carry):
-            slot, scale_slot = carry
+        def load_weight(j, n, slot):
+            plgpu.barrier_wait(smem["free"].at[slot])
+            plgpu.copy_gmem_to_smem(
+                self.gmem["w"].at[pl.ds(n, c.tile_n), self.stage_of_k(j)],
+                window(smem["rows" if c.swap else "cols"].at[slot]),
+                smem["full"].at[slot],
+                collective_axes="m" if c.cluster_m > 1 else None,
+            )
+
+        def load_x(j, m, slot, scale_slot):
+            plgpu.copy_gmem_to_smem(
+                self.gmem["x"].at[pl.ds(m, c.tile_m), self.stage_of_k(j)],
+                window(smem["cols" if c.swap else "rows"].at[slot]),
+                smem["full"].at[slot],
+                collective_axes="n" if c.cluster_n > 1 else None,
+            )
+            return self.load_scales(j, m, scale_slot) if plan.block_scaled else scale_slot
+
+        def one_tile(i, carry, first=0):
             m, n = self.tile(i)
 
             def step(j, carry):
                 slot, scale_slot = carry
-                plgpu.barrier_wait(smem["free"].at[slot])
-                k = pl.ds((self.k_start + j) * TILE_K, TILE_K)
-                x, w = ("cols", "rows") if c.swap else ("rows", "cols")
-                plgpu.copy_gmem_to_smem(
-                    self.gmem["w"].at[pl.ds(n, c.tile_n), k],
-                    window(smem[w].at[slot]),
-                    smem["full"].at[slot],
-                    collective_axes="m" if c.cluster_m > 1 else None,
-                )
-                plgpu.copy_gmem_to_smem(
-                    self.gmem["x"].at[pl.ds(m, c.tile_m), k],
-                    window(smem[x].at[slot]),
-                    smem["full"].at[slot],
-                    collective_axes="n" if c.cluster_n > 1 else None,
-                )
-                if plan.block_scaled:
-                    scale_slot = self.load_scales(j, m, scale_slot)
+                load_weight(j, n, slot)
+                scale_slot = load_x(j, m, slot, scale_slot)
                 return self.next_slot(slot), scale_slot
 
-            carry = lax.fori_loop(0, self.k_steps, step, carry)
+            carry = lax.fori_loop(first, self.k_steps, step, carry)
             if self.vectors:
                 self.load_vectors(m, n)
             return carry
 
-        lax.fori_loop(0, self.num_tiles, one_tile, (jnp.int32(0), jnp.int32(0)))
+        start = jnp.int32(0), jnp.int32(0)
+        if self.weights_first:
+            # As many stages as there are begin with their weights, before x is there.
+            m, n = self.tile(0)
+            first = lax.min(jnp.int32(self.k_steps), jnp.int32(c.stages))
+            lax.fori_loop(0, first, lambda j, _: load_weight(j, n, j), None)
+            wait_for_previous_kernel()
+            scale_slot = lax.fori_loop(0, first, lambda j, slot: load_x(j, m, j, slot), start[1])
+            slot = lax.select(first == c.stages, jnp.int32(0), first)
+            carry = one_tile(0, (slot, scale_slot), first)
+            lax.fori_loop(1, self.num_tiles, one_tile, carry)
+        else:
+            lax.fori_loop(0, self.num_tiles, one_tile, start)
         # Blocks of a cluster signal each other's barriers: none may leave before the last signal.
         lax.fori_loop(0, c.stages, lambda s, _: plgpu.barrier_wait(smem["free"].at[s]), None)
         if self.vectors:
             plgpu.barrier_wait(smem["vectors_free"])
+
+    def stage_of_k(self, j):
+        """The elements of K of this block's j-th step."""
+        return pl.ds((self.k_start + j) * TILE_K, TILE_K)
 
     def load_vectors(self, m, n):
         """Scales, zero points and bias of a tile, once the tile before has been finished."""
@@ -138,6 +157,8 @@ class Block:
         lax.fori_loop(0, c.stages, lambda s, _: plgpu.barrier_arrive(smem["free"].at[s]), None)
         if self.vectors:
             plgpu.barrier_arrive(smem["vectors_free"])
+        if self.weights_first:
+            wait_for_previous_kernel()
 
         def one_tile(i, carry):
             m, n = self.tile(i)
