@@ -13,6 +13,12 @@ It is safe where the quantization is known to be the kernel directly ahead and w
 then cannot let the product start before everything older is done. XLA may put other kernels
 between the two (a slice that makes the weight, say), so only programs of nothing but kernels, which
 run in the order they were traced in, get it: `launched_in_order`.
+
+`mixed_mm` reads its packed weights, their group scales and zero points before the wait anywhere.
+No kernel that lets the next one start early writes those (fragment order is made by XLA, whose
+kernels end before the next one starts), and each such kernel waits for the one before it first, so
+that what made the weights is over by then. A new kernel that writes them must not call
+`wait_for_previous_kernel`.
 """
 
 from __future__ import annotations
