@@ -25,7 +25,9 @@ import jax
 import torch
 
 from jaxkernels.mosaic import compile as mosaic_compile
+from jaxkernels.mosaic.binary import Binary, Unloadable
 from jaxkernels.mosaic.compile import NotDirect, lower_program
+from torch_bridge import disk
 from torch_bridge.dlpack import wrap
 
 __all__ = ["LaunchableKernel", "NotDirect", "compile_kernel", "direct_route", "trace_context"]
@@ -70,7 +72,7 @@ def _struct(leaf):
     return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct.like(leaf)
 
 
-def compile_kernel(fn, *args, device: torch.device | str | None = None):
+def compile_kernel(fn, *args, device: torch.device | str | None = None, asked: str | None = None):
     """Compiles a function of Mosaic kernels for direct launches on torch tensors.
 
     Args:
@@ -79,6 +81,8 @@ def compile_kernel(fn, *args, device: torch.device | str | None = None):
         leaves. Only shapes and dtypes are read.
       device: the torch device to compile for first; default torch's current CUDA device. Other
         devices compile at their first call.
+      asked: what names `fn` and its arguments for good, for a caller that can tell; with it a
+        process finds on disk what another one has compiled, and traces nothing.
 
     Returns:
       A `LaunchableKernel`; or where `direct_route()` is not supported, with one warning, a
@@ -96,15 +100,36 @@ def compile_kernel(fn, *args, device: torch.device | str | None = None):
     def flat_fn(*flat):
         return fn(*jax.tree.unflatten(tree, flat))
 
+    supported = direct_route()
+    index = None
+    if supported.ok and device is not None and device.type == "cuda":
+        index = device.index if device.index is not None else torch.cuda.current_device()
+    kernel = None if index is None or asked is None else _from_disk(asked, index)
+    if kernel is not None:
+        return kernel
     with trace_context(device):
         program = lower_program(flat_fn, *structs)
-    supported = direct_route()
     if not supported.ok:
         warn_no_direct_route(supported.reasons)
         return wrap(flat_fn)
     kernel = LaunchableKernel(program)
-    if device is not None and device.type == "cuda":
-        kernel.prepare(device.index if device.index is not None else torch.cuda.current_device())
+    if index is not None:
+        kernel.prepare(index)
+        if asked is not None:
+            disk.store_program(asked, index, program)
+    return kernel
+
+
+def _from_disk(asked: str, index: int):
+    """The kernel that an earlier process made of the same, loaded, or None."""
+    program = disk.load_program(asked, index)
+    if program is None:
+        return None
+    kernel = LaunchableKernel(program)
+    try:
+        kernel.prepare(index)
+    except Unloadable:
+        return None
     return kernel
 
 
@@ -119,21 +144,38 @@ def warn_no_direct_route(reasons: tuple[str, ...]) -> None:
 
 
 _compiled: dict[tuple[str, int], tuple] = {}
-_compile_lock = threading.Lock()
+_binaries: dict[tuple[str, str], Binary] = {}  # by module and what it was compiled for
+_locks: dict[tuple[str, int], threading.Lock] = {}
 _thread = threading.local()
 
 
 def _load(call: mosaic_compile.KernelCall, index: int):
-    """(CUfunction, host function) of a module on a device; compiled once in a process."""
+    """(CUfunction, host function) of a module on a device; compiled once, by whichever process."""
     found = _compiled.get((call.key, index))
-    if found is None:
-        with _compile_lock, torch.cuda.device(index):
-            found = _compiled.get((call.key, index))
-            if found is None:
-                _enter_context(index)
-                found = mosaic_compile.kernel_library().compile(call.module)
-                _compiled[call.key, index] = found
+    if found is not None:
+        return found
+    with _locks.setdefault((call.key, index), threading.Lock()), torch.cuda.device(index):
+        found = _compiled.get((call.key, index))
+        if found is None:
+            _enter_context(index)
+            found = _compiled[call.key, index] = _load_or_compile(call, index)
     return found
+
+
+def _load_or_compile(call: mosaic_compile.KernelCall, index: int):
+    library, here = mosaic_compile.kernel_library(), (call.key, disk.environment(index))
+    known = call.binary or _binaries.get(here) or disk.load_kernel(call.key, index)
+    if known is not None:
+        try:
+            return library.load(known)
+        except Unloadable:
+            if not call.module:
+                raise
+    function, host, binary = library.compile(call.module)
+    if binary is not None:
+        _binaries[here] = binary
+        disk.store_kernel(call.key, index, binary)
+    return function, host
 
 
 def _enter_context(index: int) -> None:

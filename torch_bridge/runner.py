@@ -14,8 +14,10 @@ CPU, is a jit-ed JAX function behind DLPack. Both are called the same way.
 import bisect
 import dataclasses
 import functools
+import os
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +25,7 @@ import jax.numpy as jnp
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from jaxkernels import mixed_mm, quantize_fp8, quantize_fp8_group, quantize_int8, scaled_mm
+from jaxkernels import mixed_mm, quantize_fp8, quantize_int8, w8a8_linear
 from jaxkernels.quantized import QuantizedTensor
 from torch_bridge import launch
 from torch_bridge.dlpack import _passing, _returning, jax_device, to_jax
@@ -90,18 +92,16 @@ def linear(scheme: Scheme, x: jax.Array, operands: Operands, bias: jax.Array | N
         return mixed_mm(x, w, **how)
     if w.packed or w.granularity == "group":
         return _quantized_then_mixed(scheme, x, w, how)
-    if scheme.activation == "fp8-group":
-        q, x_scale = quantize_fp8_group(x, 128)
-    elif scheme.activation.startswith("fp8"):
-        per_token = scheme.activation == "fp8"
-        q, x_scale = quantize_fp8(x, x_scale, per_token=per_token, scale_ub=scale_ub)
-    else:
-        symmetric = scheme.activation == "int8"
-        static = x_scale is not None
-        q, x_scale, row_azp = quantize_int8(x, x_scale, azp, symmetric=symmetric)
-        # A static zero point is in azp_adj already, so that nothing is multiplied in a call.
-        how |= {"azp": None if static else row_azp, "azp_adj": azp_adj}
-    return scaled_mm(q, w, x_scale, **how)
+    return w8a8_linear(
+        x,
+        w,
+        activation=scheme.activation,
+        x_scale=x_scale,
+        azp=azp,
+        azp_adj=azp_adj,
+        scale_ub=scale_ub,
+        **how,
+    )
 
 
 def _quantized_then_mixed(scheme, x, w, how):
@@ -140,7 +140,7 @@ class Runner:
         self._structs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in specs]
         self.n, self.k = jax.tree.unflatten(tree, self._structs).w.shape
         self._variants: dict[tuple, Any] = {}
-        self._lock = threading.Lock()
+        self._locks: dict[tuple, threading.Lock] = {}
 
     def __call__(self, x: torch.Tensor, leaves, bias: torch.Tensor | None = None) -> torch.Tensor:
         """`x [M, K]` contiguous, M > 0, and the operands' leaves, all on one device."""
@@ -173,27 +173,27 @@ class Runner:
     def warmup(self, max_m: int, dtype: torch.dtype, device: torch.device, bias_dtype=None) -> int:
         """Compiles every variant that serves 1 to max_m rows; returns how many there are.
 
-        On a GPU each is run once too, so that its module is loaded before a graph capture.
+        On a GPU each is loaded too, so that it can be captured. Threads share the work: a compiler
+        runs without the GIL.
         """
         if max_m < 1:
             raise ValueError(f"max_m: expected at least 1, got {max_m}")
         rows = [b for b in BUCKETS if b < max_m] + [bucket(max_m)]
         if max_m > _LARGEST:
             rows += range(_LARGEST + 2048, bucket(max_m), 2048)
-        for size in rows:
-            key = (size, dtype, device, True if bias_dtype is None else bias_dtype)
-            if key not in self._variants:
-                self._compile(key)
+        bias = True if bias_dtype is None else bias_dtype
+        keys = [(size, dtype, device, bias) for size in rows]
+        missing = [key for key in keys if key not in self._variants]
+        if missing:
+            _refuse_in_capture(missing[0])
+            with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, 16)) as pool:
+                list(pool.map(self._compile, missing))
         return len(rows)
 
     def _compile(self, key):
+        _refuse_in_capture(key)
         rows, dtype, device, bias_dtype = key
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                f"no kernel is compiled for {rows} rows of {dtype} yet, and a CUDA graph is being "
-                "captured; call torch_bridge.warmup, or the layer itself, before the capture"
-            )
-        with self._lock:
+        with self._locks.setdefault(key, threading.Lock()):
             if key not in self._variants:
                 self._variants[key] = self._build(rows, dtype, device, bias_dtype)
             return self._variants[key]
@@ -210,7 +210,8 @@ class Runner:
 
         if device.type == "cuda" and launch.direct_route().ok:
             try:
-                kernel = launch.compile_kernel(function, *structs, device=device)
+                asked = repr((self.scheme, self._tree, structs, bias_dtype))
+                kernel = launch.compile_kernel(function, *structs, device=device, asked=asked)
                 # The layer vouches for its own tensors, and the key for x.
                 return kernel.on(device.index, "trusted")
             except launch.NotDirect as e:
@@ -218,6 +219,15 @@ class Runner:
         elif device.type == "cuda":
             launch.warn_no_direct_route(launch.direct_route().reasons)
         return _Jitted(function, device)
+
+
+def _refuse_in_capture(key) -> None:
+    rows, dtype, device, _ = key
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"no kernel is compiled for {rows} rows of {dtype} yet, and a CUDA graph is being "
+            "captured; call torch_bridge.warmup, or the layer itself, before the capture"
+        )
 
 
 @functools.cache
