@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
-"""Makes this folder's helper module importable by its tests, and keeps their kernels in the tree."""
+"""This folder's helper module is importable by its tests, and their kernels stay in the tree."""
 
 import os
 import sys
