@@ -27,7 +27,6 @@ def best_layout(w: QuantizedTensor, kernel: type, dtype: torch.dtype) -> str:
         return PLAIN
     n, k = w.shape
     name = str(dtype).removeprefix("torch.")
-    per_tensor, whole = w.group_shape.is_per_tensor(), w.group_size == -1
     problem = MixedMMProblem(
         m=1,
         n=n,
@@ -36,7 +35,7 @@ def best_layout(w: QuantizedTensor, kernel: type, dtype: torch.dtype) -> str:
         x_dtype=name,
         out_dtype=name,
         group_size=w.group_size,
-        granularity="tensor" if per_tensor else "channel" if whole else "group",
+        granularity=w.granularity,
         zero_points=w.zero_point is not None,
         layout=HOPPER_FRAGMENT,
         scale_dtype=str(w.scale.dtype).removeprefix("torch."),

@@ -17,8 +17,8 @@ from jaxkernels.mixed_mm.hopper_decode import DecodeConfig, decode
 from jaxkernels.mixed_mm.hopper_prefill import PrefillConfig, prefill
 from jaxkernels.mixed_mm.permute import MIN_COLUMNS, permute_columns
 from jaxkernels.mixed_mm.prepare import HOPPER_FRAGMENT
-from jaxkernels.mosaic.convert import FORMATS
 from jaxkernels.mosaic.device import trace_device
+from jaxkernels.mosaic.weight_formats import FORMATS, SCALE_KINDS
 from jaxkernels.problem import (
     Device,
     Implementation,
@@ -29,6 +29,7 @@ from jaxkernels.problem import (
 
 _HALF = ("bfloat16", "float16")
 _SCALES = ("bfloat16", "float16", "float32")
+_SMALL_SCALES = tuple(SCALE_KINDS)
 
 
 def supports(problem: MixedMMProblem, device: Device) -> Support:
@@ -43,15 +44,19 @@ def supports(problem: MixedMMProblem, device: Device) -> Support:
         (p.weight_type in FORMATS, f"no register conversion for {p.weight_type}"),
         (p.x_dtype in _HALF, f"x must be bfloat16 or float16, got {p.x_dtype}"),
         (p.out_dtype in _HALF, f"out_dtype must be bfloat16 or float16, got {p.out_dtype}"),
-        (p.scale_dtype in _SCALES, f"scales must be one of {_SCALES}, got {p.scale_dtype}"),
         (
-            p.granularity in ("tensor", "channel", "group"),
-            f"scales must be per tensor, channel or group, got {p.granularity}",
+            p.scale_dtype in _SCALES or p.scale_dtype in _SMALL_SCALES,
+            f"scales must be one of {_SCALES + _SMALL_SCALES}, got {p.scale_dtype}",
         ),
-        (not p.global_scale, "second-level scales (NVFP4) have no kernel"),
         (
-            p.group == p.k or p.group == 32 or p.group % 64 == 0,
-            f"group_size must be 32, a multiple of 64, or -1, got {p.group_size}",
+            p.scale_dtype not in _SMALL_SCALES
+            or (p.weight_type.is_floating_point() and p.group in (16, 32) and p.group < p.k),
+            "scales of 8 bits go with float weights in groups of 16 or 32, more than one, got "
+            f"{p.weight_type} in groups of {p.group} of {p.k}",
+        ),
+        (
+            p.group == p.k or p.group in (16, 32) or p.group % 64 == 0,
+            f"group_size must be 16, 32, a multiple of 64, or -1, got {p.group_size}",
         ),
         (p.k % 8 == 0, f"TMA needs rows of x of a multiple of 16 bytes: k % 8 == 0, got k={p.k}"),
         (p.n % 8 == 0, f"TMA needs output rows of a multiple of 16 bytes: n % 8 == 0, got n={p.n}"),

@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """mixed_mm for few rows of x on Hopper: reads the packed weights once, as fast as memory gives.
 
-    out[m, n] = sum_k x[m, k] * (q[n, k] - zero[n, g]) * scale[n, g] + bias[n]
+    out[m, n] = sum_k x[m, k] * (q[n, k] - zero[n, g]) * scale[n, g] * global + bias[n]
 
 computed transposed: weights are wgmma's A operand, from registers, x^T is its B, from shared
 memory. Weights lie in fragment order (mixed_mm/prepare.py), so a thread's 16-byte loads already
@@ -17,13 +17,14 @@ each stage's K, and split_k blocks of a cluster share the whole K. Every sum has
 
 scale_on says where a group's scale goes. "accumulator": on the float32 partial sum of each group,
 weights stay exact. "weight": on the converted weights, each product rounded once to x's dtype (as
-Marlin and Machete do); needed for groups of 32, and it keeps one accumulator, so wgmma never
-drains. With one scale for the whole K it always goes on the final sum.
+Marlin and Machete do); needed for groups of 16 and 32, and it keeps one accumulator, so wgmma never
+drains. With one scale for the whole K it always goes on the final sum (see `scales`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from jaxkernels.mixed_mm.scales import Scales
 from jaxkernels.mosaic import convert
 from jaxkernels.mosaic.cluster import exchange_outputs, exchange_scratch, sum_over_cluster
 from jaxkernels.mosaic.convert import TILE
@@ -76,15 +78,14 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
     out_dtype = jnp.dtype(problem.out_dtype)
     m, n, k = problem.m, problem.n, problem.k
     group = problem.group
-    grouped = group < k
+    scales = Scales(problem, w, dtype, c.scale_on == "weight")
+    grouped, on_weight = scales.grouped, scales.on_weight
     zeros = problem.zero_points
 
     warpgroups = c.wg_n * c.wg_k
     tile_n = c.wg_n * TILE
     tiles = c.tile_k // TILE  # 64 x 64 tiles of a stage, along K
     own = tiles // c.wg_k  # of one warpgroup
-    stage_groups = max(1, c.tile_k // group) if grouped else 0
-    on_weight = grouped and c.scale_on == "weight"
     # Tiles that share an accumulator; with scales off the accumulator, all of them do.
     chain = min(group // TILE, own) if grouped and not on_weight else own
     steps = -(-k // (c.tile_k * c.split_k))  # the last may reach past K: TMA reads zeros there
@@ -93,7 +94,8 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
     width = c.tile_m // slices
 
     def kernel(*refs):
-        names = ["x", "w", "scale"] + ["zero"] * zeros + ["bias"] * problem.bias + ["out"]
+        names = ["x", "w", "scale"] + ["zero"] * zeros + ["global"] * problem.global_scale
+        names += ["bias"] * problem.bias + ["out"]
         names += ["board"] * (len(refs) - len(names))
         gmem = dict(zip(names, refs, strict=True))
         pl.run_scoped(lambda **smem: body(gmem, smem), collective_axes="wg", **scratch())
@@ -108,10 +110,10 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
             empty=plgpu.Barrier(num_arrivals=warpgroups, num_barriers=c.stages),
             fragment=convert.scratch_type(warpgroups, dtype),
         )
-        rows = (c.stages, c.wg_n, stage_groups, TILE)
         if grouped:
-            smem["scale"] = plgpu.SMEM(rows, w.scale.dtype)
+            smem["scale"] = scales.scratch(c.stages, c.wg_n, c.tile_k)
         if grouped and zeros:
+            rows = (c.stages, c.wg_n, max(1, c.tile_k // group), TILE)
             smem["zero"] = plgpu.SMEM(rows, jnp.uint8)
         if problem.bias:
             smem["bias"] = plgpu.SMEM((tile_n,), bias.dtype)
@@ -160,9 +162,8 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
                 )
 
         def _store(acc, part, wn, own_row_tile):
-            if not grouped:
-                scale = convert.load_rows(gmem["scale"].at[own_row_tile, 0]).astype(jnp.float32)
-                acc = acc * _across(scale, width)
+            for factor in scales.finish(gmem, own_row_tile):
+                acc = acc * (_across(factor, width) if factor.ndim else factor)
             if problem.bias:
                 plgpu.barrier_wait(smem["bias_full"])
                 rows = convert.load_rows(smem["bias"].at[pl.ds(wn * TILE, TILE)])
@@ -176,10 +177,6 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
 
         @pl.when(warpgroup == warpgroups)
         def _memory():
-            if problem.bias:
-                rows = pl.ds(row_tile * TILE, tile_n)
-                plgpu.copy_gmem_to_smem(gmem["bias"].at[rows], smem["bias"], smem["bias_full"])
-
             def load_weights(i, _=None):
                 slot = i & (c.stages - 1)
                 k_step = rank * steps + i
@@ -188,9 +185,10 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
                 words = pl.ds(k_step * (tiles * fmt.bits), tiles * fmt.bits)
                 plgpu.copy_gmem_to_smem(gmem["w"].at[rows, words], smem["w"].at[slot], full)
                 if grouped:
-                    first = lax.div(k_step * c.tile_k, group)
-                    for name in ["scale", "zero"] if zeros else ["scale"]:
-                        source = gmem[name].at[rows, pl.ds(first, stage_groups)]
+                    spans = {"scale": scales.span} | ({"zero": group} if zeros else {})
+                    for name, span in spans.items():
+                        entries = pl.ds(lax.div(k_step * c.tile_k, span), max(1, c.tile_k // span))
+                        source = gmem[name].at[rows, entries]
                         plgpu.copy_gmem_to_smem(source, smem[name].at[slot], full)
 
             def load_x(i, _=None):
@@ -209,13 +207,16 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
                 load_weights(i)
                 load_x(i)
 
-            # Weights are made long before: only x can come from the kernel ahead, and only this
-            # warpgroup has to wait for it, since nothing is stored before x has been read.
+            # Packed weights never come from the kernel ahead (see mosaic/launch.py), x and bias may.
+            # Only this warpgroup has to wait: nothing is stored before x has been read.
             ahead = min(c.stages, steps) if c.overlap else 0
             lax.fori_loop(0, ahead, load_weights, None)
             if c.overlap:
                 wait_for_previous_kernel()
             lax.fori_loop(0, ahead, load_x, None)
+            if problem.bias:
+                rows = pl.ds(row_tile * TILE, tile_n)
+                plgpu.copy_gmem_to_smem(gmem["bias"].at[rows], smem["bias"], smem["bias_full"])
             lax.fori_loop(ahead, steps, load, None)
             for i in range(max(0, steps - c.stages), steps):  # every phase is seen by all
                 plgpu.barrier_wait(smem["empty"].at[i & (c.stages - 1)])
@@ -234,27 +235,29 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
                 whole_zeros = (convert.load_zeros(gmem["zero"].at[own_row_tile, 0]),)
             scratch_tile = smem["fragment"].at[warpgroup]
 
-            def rows_of(name, slot, t):
-                """Scales or zeros for the columns of this warpgroup's tile t: one or two rows."""
-                load = convert.load_rows if name == "scale" else convert.load_zeros
+            def zeros_of(slot, t):
+                """Zero points for the columns of this warpgroup's tile t: one row a group."""
                 starts = range(t * TILE, (t + 1) * TILE, min(group, TILE))
                 groups = [lax.div(wk * (own * TILE) + k0, group) for k0 in starts]
-                return tuple(load(smem[name].at[slot, wn, g]) for g in groups)
+                return tuple(convert.load_zeros(smem["zero"].at[slot, wn, g]) for g in groups)
+
+            def scales_of(how, slot, t):
+                """Scales for those columns, as how, `for_weights` or `for_sum`, gives them."""
+                return how(smem["scale"].at[slot, wn], wk * (own * TILE) + t * TILE)
 
             def words_of(slot, t):
                 rows = pl.ds((wk * own + t) * fmt.bits, fmt.bits)
                 return convert.load_words(smem["w"].at[slot, wn, rows], fmt)
 
             def multiply(acc, slot, t, words):
-                zero_rows = rows_of("zero", slot, t) if zeros and grouped else whole_zeros
-                scales = ()
-                if on_weight:
-                    scales = tuple(s.astype(dtype) for s in rows_of("scale", slot, t))
-                a = convert.fragment(words, fmt, dtype, zeros=zero_rows, scales=scales)
+                zero_rows = zeros_of(slot, t) if zeros and grouped else whole_zeros
+                scaled = scales_of(scales.for_weights, slot, t) if on_weight else {}
+                a = convert.fragment(words, fmt, dtype, zeros=zero_rows, **scaled)
                 convert.multiply(acc, a, matrix(smem["x"].at[slot, wk * own + t]).T, scratch_tile)
 
             if grouped and not on_weight:
-                total = _sum_of_groups(c, own, chain, steps, smem, rows_of, words_of, multiply)
+                sum_scale = functools.partial(scales_of, scales.for_sum)
+                total = _sum_of_groups(c, own, chain, steps, smem, sum_scale, words_of, multiply)
             else:
                 total = _one_sum(c, own, steps, smem, words_of, multiply)
             _finish(total, wn, wk, own_row_tile)
@@ -277,10 +280,11 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
         ),
         kernel_name="mixed_mm_decode",
     )
-    return call(x, w.data, w.scale, *[w.zero_point] * zeros, *[bias] * problem.bias)[0]
+    optional = (w.zero_point if zeros else None, w.global_scale, bias)
+    return call(x, w.data, scales.array, *(v for v in optional if v is not None))[0]
 
 
-def _sum_of_groups(c, own, chain, steps, smem, rows_of, words_of, multiply):
+def _sum_of_groups(c, own, chain, steps, smem, sum_scale, words_of, multiply):
     """Sums over K with a fresh accumulator for each group, scaled in float32 as it is added."""
     chains = own // chain
 
@@ -292,7 +296,7 @@ def _sum_of_groups(c, own, chain, steps, smem, rows_of, words_of, multiply):
             result = total
 
             def add(g, wait_n):
-                scale = rows_of("scale", slot, g * chain)[0].astype(jnp.float32)
+                scale = sum_scale(slot, g * chain)
                 part = plgpu.wgmma_accumulator_load(accs[g], wait_n=wait_n)
                 return result + part * _across(scale, c.tile_m)
 

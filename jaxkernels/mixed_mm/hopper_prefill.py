@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """mixed_mm for many rows of x on Hopper: keeps the tensor cores fed while weights are converted.
 
-    out[m, n] = sum_k x[m, k] * (q[n, k] - zero[n, g]) * scale[n, g] + bias[n]
+    out[m, n] = sum_k x[m, k] * (q[n, k] - zero[n, g]) * scale[n, g] * global + bias[n]
 
 computed transposed: weights are wgmma's A operand, from registers, x^T is its B, from shared
 memory. Weights lie in fragment order (mixed_mm/prepare.py), the same as for few rows. Blocks stay
@@ -29,6 +29,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from jaxkernels.mixed_mm.scales import Scales
 from jaxkernels.mosaic import convert
 from jaxkernels.mosaic.convert import TILE
 from jaxkernels.mosaic.device import trace_device
@@ -81,12 +82,12 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
     out_dtype = jnp.dtype(problem.out_dtype)
     m, n, k = problem.m, problem.n, problem.k
     group = problem.group
-    grouped = group < k
+    scales = Scales(problem, w, dtype, on_weight=True)
+    grouped = scales.grouped
     zeros = problem.zero_points
 
     tile_n = c.wg_n * TILE
     tiles = c.tile_k // TILE  # 64 x 64 tiles of a stage, along K
-    stage_groups = max(1, c.tile_k // group)
     # wgmma reads its A registers while the next tile is converted, so one pass of the loop over K
     # has to hold two tiles or more, in registers of their own.
     unroll = 2 if tiles == 1 else 1
@@ -95,11 +96,13 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
     m_tiles, n_tiles = -(-m // c.tile_m), -(-n // (tile_n * c.cluster_n))
     clusters = min(m_tiles * n_tiles, max(1, trace_device().num_sms // c.cluster_n))
     ahead = min(c.stages, steps) if c.overlap else 0
-    row_names = (["scale", "zero"] if zeros else ["scale"]) if grouped else []
+    # What comes with each stage besides w and x, and how much of K an entry covers.
+    spans = {"scale": scales.span} | ({"zero": group} if zeros else {}) if grouped else {}
     multicast = "rank" if c.cluster_n > 1 else None
 
     def kernel(*refs, **smem):
-        names = ["x", "w", "scale"] + ["zero"] * zeros + ["bias"] * problem.bias + ["out"]
+        names = ["x", "w", "scale"] + ["zero"] * zeros + ["global"] * problem.global_scale
+        names += ["bias"] * problem.bias + ["out"]
         gmem = dict(zip(names, refs, strict=True))
         warpgroup = lax.axis_index("wg")
         cluster = lax.axis_index("clusters")
@@ -127,9 +130,9 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
             rows = pl.ds(row_tile, c.wg_n)
             words = pl.ds(j * (tiles * fmt.bits), tiles * fmt.bits)
             plgpu.copy_gmem_to_smem(gmem["w"].at[rows, words], smem["w"].at[slot], full)
-            for name in row_names:
-                groups = pl.ds(lax.div(j * c.tile_k, group), stage_groups)
-                plgpu.copy_gmem_to_smem(gmem[name].at[rows, groups], smem[name].at[slot], full)
+            for name, span in spans.items():
+                entries = pl.ds(lax.div(j * c.tile_k, span), max(1, c.tile_k // span))
+                plgpu.copy_gmem_to_smem(gmem[name].at[rows, entries], smem[name].at[slot], full)
 
         def load_x(m0, j, slot):
             for t in range(tiles):
@@ -176,11 +179,11 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
 
         # ---- the compute warpgroups
 
-        def rows_of(name, slot, t):
-            """Scales or zeros for the columns of tile t of a slot: one or two rows of them."""
-            load = convert.load_rows if name == "scale" else convert.load_zeros
+        def zeros_of(slot, t):
+            """Zero points for the columns of tile t of a slot: one row a group."""
             starts = range(t * TILE, (t + 1) * TILE, min(group, TILE))
-            return tuple(load(smem[name].at[slot, warpgroup, k0 // group]) for k0 in starts)
+            rows = smem["zero"].at[slot, warpgroup]
+            return tuple(convert.load_zeros(rows.at[k0 // group]) for k0 in starts)
 
         def multiply_tile(i, slot):
             m0, row_tile = place(i)
@@ -195,13 +198,16 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
                     plgpu.barrier_wait(smem["full"].at[slot])
                     for t in range(tiles):
                         words = smem["w"].at[slot, warpgroup, pl.ds(t * fmt.bits, fmt.bits)]
-                        scales = rows_of("scale", slot, t) if grouped else ()
+                        scaled = {}
+                        if grouped:
+                            entries = smem["scale"].at[slot, warpgroup]
+                            scaled = scales.for_weights(entries, t * TILE)
                         a = convert.fragment(
                             convert.load_words(words, fmt),
                             fmt,
                             dtype,
-                            zeros=rows_of("zero", slot, t) if zeros and grouped else whole_zeros,
-                            scales=tuple(s.astype(dtype) for s in scales),
+                            zeros=zeros_of(slot, t) if zeros and grouped else whole_zeros,
+                            **scaled,
                         )
                         b = matrix(smem["x"].at[slot, t]).T
                         convert.multiply(acc, a, b, smem["fragment"].at[warpgroup])
@@ -226,9 +232,8 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
             return slot
 
         def finish(total, m0, row_tile, own_row_tile):
-            scale = row_bias = None
-            if not grouped:
-                scale = convert.load_rows(gmem["scale"].at[own_row_tile, 0]).astype(jnp.float32)
+            row_bias = None
+            factors = scales.finish(gmem, own_row_tile)
             if problem.bias:
                 plgpu.barrier_wait(smem["bias_full"])
                 row_bias = convert.load_rows(smem["bias"].at[pl.ds(warpgroup * TILE, TILE)])
@@ -237,8 +242,9 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
                 plgpu.barrier_arrive(smem["bias_free"])
             for piece in range(c.tile_m // TILE):
                 acc = total[:, piece * TILE : (piece + 1) * TILE]
-                if scale is not None:
-                    acc = acc * lax.broadcast_in_dim(scale, (TILE, TILE), (0,))
+                for factor in factors:
+                    across = lax.broadcast_in_dim(factor, (TILE, TILE), (0,)[: factor.ndim])
+                    acc = acc * across
                 if row_bias is not None:
                     acc = acc + lax.broadcast_in_dim(row_bias, (TILE, TILE), (0,))
                 staged = smem["out"].at[warpgroup, piece % _OUT_SLOTS]
@@ -269,21 +275,23 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
         "w": plgpu.SMEM((c.stages, c.wg_n, tiles * fmt.bits, convert.LANES), jnp.int32),
         "x": swizzled((c.stages, tiles), c.tile_m, dtype),
         "out": swizzled((c.wg_n, _OUT_SLOTS), TILE, out_dtype),
-        "full": plgpu.Barrier(num_arrivals=1 + tiles + len(row_names), num_barriers=c.stages),
+        "full": plgpu.Barrier(num_arrivals=1 + tiles + len(spans), num_barriers=c.stages),
         "free": plgpu.ClusterBarrier(collective_axes=("rank",), **free)
         if multicast
         else plgpu.Barrier(**free),
         "fragment": convert.scratch_type(c.wg_n, dtype),
     }
-    for name in row_names:
-        rows_dtype = jnp.uint8 if name == "zero" else w.scale.dtype
-        scratch[name] = plgpu.SMEM((c.stages, c.wg_n, stage_groups, TILE), rows_dtype)
+    if grouped:
+        scratch["scale"] = scales.scratch(c.stages, c.wg_n, c.tile_k)
+    if grouped and zeros:
+        rows = (c.stages, c.wg_n, max(1, c.tile_k // group), TILE)
+        scratch["zero"] = plgpu.SMEM(rows, jnp.uint8)
     if problem.bias:
         scratch["bias"] = plgpu.SMEM((tile_n,), bias.dtype)
         scratch["bias_full"] = plgpu.Barrier()
         scratch["bias_free"] = plgpu.Barrier(num_arrivals=c.wg_n)
 
-    return plgpu.kernel(
+    call = plgpu.kernel(
         kernel,
         out_type=jax.ShapeDtypeStruct((m, n), out_dtype),
         scratch_types=scratch,
@@ -297,4 +305,6 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
         ),
-    )(x, w.data, w.scale, *[w.zero_point] * zeros, *[bias] * problem.bias)
+    )
+    optional = (w.zero_point if zeros else None, w.global_scale, bias)
+    return call(x, w.data, scales.array, *(v for v in optional if v is not None))

@@ -4,14 +4,17 @@
 
 The prepared layout "hopper_fragment" of a weight [N, K], with T = 64:
 
-    data        int32 [ceil(N/T), ceil(K/T) * bits, 128]   tiles, see `mosaic.convert.pack_tiles`
+    data        int32 [ceil(N/T), ceil(K/T) * bits, 128]   tiles, see `mosaic.weight_formats`
     scale       [ceil(N/T), groups, T]                      the checkpoint's dtype and bits
+                [ceil(N/T), ceil(K/T), T, T / group_size]   of 8 bits: a row's scales in a word
+                [ceil(N/T), groups, 32]                     of blocks: one number, 32 times, in 128
+                                                            bytes, which is what TMA moves
     zero_point  uint8 [ceil(N/T), groups, T] or None
     g_idx       int32 [K] or None: the columns of x, sorted by group (not the groups themselves)
 
-groups is K / group_size, or 1. Only a ragged last tile adds bytes. One prepared weight serves
-every number of rows of x. Act-order is resolved here: rows of K are sorted by group, so that the
-kernels see contiguous groups and x's columns are gathered in that order.
+groups is K / group_size, or 1. Only a ragged last tile adds bytes, and block scales 1.6%. One
+prepared weight serves every number of rows of x. Act-order is resolved here: rows of K are sorted
+by group, so that the kernels see contiguous groups and x's columns are gathered in that order.
 """
 
 from __future__ import annotations
@@ -21,12 +24,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxkernels.mosaic.convert import FORMATS, TILE, pack_tiles, unpack_tiles
+from jaxkernels.mosaic.weight_formats import FORMATS, TILE, pack_tiles, scale_kind, unpack_tiles
 from jaxkernels.problem import Support
 from jaxkernels.quantized import PLAIN, QuantizedTensor, pack_nibbles, stored_codes
 from jaxkernels.scalar_types import scalar_types
 
 HOPPER_FRAGMENT = "hopper_fragment"
+_COPIES = 32  # of a block's scale
 
 # 8-bit types that a plain tensor does not hold as uint8.
 _AT_REST = {scalar_types.int8: jnp.int8, scalar_types.float8_e4m3fn: jnp.float8_e4m3fn}
@@ -35,13 +39,25 @@ _AT_REST = {scalar_types.int8: jnp.int8, scalar_types.float8_e4m3fn: jnp.float8_
 def can_prepare(w: QuantizedTensor) -> Support:
     """Whether `prepare` takes this weight, and if not, why."""
     n, k = w.shape
-    group = k if w.group_size == -1 else w.group_size
+    rows, group = w.group_shape[0], k if w.group_size == -1 else w.group_size
+    fmt = FORMATS.get(w.scalar_type)
+    small_scales = scale_kind(w.scale.dtype) != "float"
     return Support.all(
         (w.layout == PLAIN, f"expected layout 'plain', got {w.layout!r}"),
-        (w.scalar_type in FORMATS, f"no fragment format for {w.scalar_type}"),
-        (w.global_scale is None, "second-level scales (NVFP4) are not prepared"),
-        (w.granularity != "block", "scales in blocks are not prepared"),
-        (group % 32 == 0 or group == k, f"group_size must be a multiple of 32, got {group}"),
+        (fmt is not None, f"no fragment format for {w.scalar_type}"),
+        (
+            group in (16, 32) or group % TILE == 0 or group == k,
+            f"group_size must be 16, 32 or a multiple of {TILE}, got {group}",
+        ),
+        (
+            w.granularity != "block" or (rows % TILE == 0 and group % TILE == 0),
+            f"blocks must be multiples of {TILE} rows and columns, got {rows} x {group}",
+        ),
+        (
+            not small_scales or (fmt is not None and fmt.is_float and group in (16, 32)),
+            f"scales of 8 bits go with float weights in groups of 16 or 32, "
+            f"got {w.scalar_type} in groups of {group}",
+        ),
         (
             w.g_idx is None or w.scale.shape[-1] * group == k,
             "act-order with part of the groups (a K shard) is not prepared",
@@ -53,9 +69,10 @@ def prepare(w: QuantizedTensor) -> QuantizedTensor:
     """The same weight in the layout "hopper_fragment"; `unprepare` gives the bits back.
 
     Args:
-      w: plain; int4, uint4b8, uint4, int8, uint8b128, uint8 or float8_e4m3fn, scales per tensor,
-        channel or group (multiples of 32), with or without zero points and g_idx. Every group of
-        g_idx must have group_size members.
+      w: plain, of any type in `weight_formats.FORMATS`; scales per tensor, channel, group (16, 32
+        or multiples of 64) or block (multiples of 64 x 64), with or without zero points, g_idx and
+        a global scale. Scales of 8 bits go with float weights in groups of 16 or 32. Every group
+        of g_idx must have group_size members.
 
     Returns:
       A `QuantizedTensor` with the same shape, type and group_shape; see the module's docstring.
@@ -95,7 +112,7 @@ def _prepare(w: QuantizedTensor) -> QuantizedTensor:
     return dataclasses.replace(
         w,
         data=pack_tiles(codes, fmt),
-        scale=_tile_rows(w.scale, n),
+        scale=_tile_scale(w),
         zero_point=zero,
         g_idx=order,
         layout=HOPPER_FRAGMENT,
@@ -141,8 +158,40 @@ def _unprepare(w: QuantizedTensor) -> QuantizedTensor:
     rows = 1 if w.group_shape == (-1, -1) else n
     zero = None if w.zero_point is None else _untile_rows(w.zero_point, rows)
     return dataclasses.replace(
-        w, data=data, scale=_untile_rows(w.scale, rows), zero_point=zero, g_idx=g_idx, layout=PLAIN
+        w, data=data, scale=_untile_scale(w, rows), zero_point=zero, g_idx=g_idx, layout=PLAIN
     )
+
+
+def scale_words(scale: jax.Array) -> jax.Array:
+    """A prepared scale as the kernels read it: those of 8 bits as words, int32 or int16 [.., T]."""
+    if scale_kind(scale.dtype) == "float":
+        return scale
+    word = {2: jnp.int16, 4: jnp.int32}[scale.shape[-1]]
+    return jax.lax.bitcast_convert_type(scale, word)
+
+
+def _tile_scale(w: QuantizedTensor) -> jax.Array:
+    n, k = w.shape
+    if w.granularity == "block":
+        tiles = jnp.repeat(w.scale, w.group_shape.row // TILE, axis=0)[: -(-n // TILE)]
+        return jnp.broadcast_to(tiles[:, :, None], (*tiles.shape, _COPIES))
+    if scale_kind(w.scale.dtype) == "float":
+        return _tile_rows(w.scale, n)
+    codes = TILE // w.group_size  # of a row of a tile
+    padding = ((0, -n % TILE), (0, -w.scale.shape[1] % codes))
+    tiles = jnp.pad(w.scale, padding).reshape(-(-n // TILE), TILE, -(-k // TILE), codes)
+    return tiles.transpose(0, 2, 1, 3)
+
+
+def _untile_scale(w: QuantizedTensor, rows: int) -> jax.Array:
+    """The inverse of `_tile_scale`."""
+    if w.granularity == "block":
+        return w.scale[:: w.group_shape.row // TILE, :, 0]
+    if scale_kind(w.scale.dtype) == "float":
+        return _untile_rows(w.scale, rows)
+    tiles, ktiles, _, codes = w.scale.shape
+    plain = w.scale.transpose(0, 2, 1, 3).reshape(tiles * TILE, ktiles * codes)
+    return plain[:rows, : w.shape[1] // w.group_size]
 
 
 def _tile_rows(per_group: jax.Array, n: int) -> jax.Array:

@@ -11,13 +11,12 @@ from jaxkernels.mixed_mm import mixed_mm
 from jaxkernels.mixed_mm.hopper_decode import DecodeConfig
 from jaxkernels.mixed_mm.hopper_prefill import PrefillConfig
 from jaxkernels.mixed_mm.prepare import prepare
-from jaxkernels.mosaic.convert import FORMATS
 from jaxkernels.mosaic.interpret import interpreted
 from jaxkernels.quantized import dequantize
 from jaxkernels.quantizer import quantize
 from jaxkernels.scalar_types import scalar_types
 
-ZERO_POINTS = (scalar_types.uint4, scalar_types.uint8)
+from .mixed_mm_cases import CASES, ZERO_POINTS, random_weight, recovered
 
 
 def weight(rng, scalar_type, n, k, group, dtype=jnp.bfloat16):
@@ -31,31 +30,27 @@ def run(x, w, config, bias=None):
         return np.asarray(out)
 
 
-# Every weight type meets one group and one kernel; the GPU's tests cover the whole product.
+# Of the types with scales of x's dtype, each meets a group or two; the GPU's tests cover them all.
 ONE_HOT = [
-    (
-        scalar_type,
-        (32, 64, -1)[i % 3],
-        ("bfloat16", "float16")[i % 2],
-        ("decode", "prefill")[i // 2 % 2],
+    (case, ("bfloat16", "float16")[i // 2 % 2], ("decode", "prefill")[i % 2])
+    for i, case in enumerate(
+        case for i, case in enumerate(CASES) if case.scale != "activation" or i % 3 == 0
     )
-    for i, scalar_type in enumerate(FORMATS)
 ]
 
 
-@pytest.mark.parametrize("scalar_type, group, dtype, kernel", ONE_HOT)
-def test_one_hot_rows_recover_each_weight_bit_for_bit(rng, scalar_type, group, dtype, kernel):
-    n, k = 56, 64
-    w = weight(rng, scalar_type, n, k, group, dtype)
+@pytest.mark.parametrize("case, dtype, kernel", ONE_HOT, ids=str)
+def test_one_hot_rows_recover_each_weight_bit_for_bit(rng, case, dtype, kernel):
+    n, k = 56, 256 if case.group_shape.row > 1 else 128
+    w = random_weight(rng, case, n, k, dtype)
     if kernel == "decode":
-        scale_on = "weight" if group == 32 else "accumulator"
-        config = DecodeConfig(tile_m=64, wg_n=1, tile_k=64, stages=2, scale_on=scale_on)
+        scale_on = "weight" if case.group in (16, 32) else "accumulator"
+        config = DecodeConfig(tile_m=64, wg_n=2, tile_k=64, stages=2, scale_on=scale_on)
     else:
-        config = PrefillConfig(tile_m=64, wg_n=1, stages=2)
+        scale_on, config = "weight", PrefillConfig(tile_m=64, wg_n=2, stages=2)
     got = run(jnp.eye(k, dtype=dtype), w, config)
     # By value: a sum starts at +0, so a weight of -0 (fp8 has one) comes out as +0.
-    expected = np.asarray(dequantize(w, dtype), np.float32).T
-    np.testing.assert_array_equal(np.asarray(got, np.float32), expected)
+    np.testing.assert_array_equal(np.asarray(got, np.float32), recovered(w, dtype, scale_on).T)
 
 
 BOUNDED = {

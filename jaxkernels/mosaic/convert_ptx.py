@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""The PTX behind `mosaic.convert`: codes in a word to pairs of 16-bit floats in a register.
+
+`Emitter` writes it, one register of a wgmma fragment at a time. What the words hold, and what the
+values must be, is said in `mosaic.convert`; its twin says the same in jax.numpy.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax._src.lib.mlir import ir
+from jax._src.lib.mlir.dialects import arith, llvm, vector
+
+from jaxkernels.mosaic.weight_formats import E2M1_PLACES, exponent_bias
+
+FOLD = 64  # log2 of what is left out of scaled float weights in bfloat16
+_BOTH = 0x10001  # a 16-bit constant times this is in both halves of a word
+_BROADCAST = (0x1010, 0x3232)  # prmt selectors: one half of a word to both
+
+
+def power_of_two(exponent: int, half: bool) -> int:
+    """2^exponent as float16 (or bfloat16) in both halves of a word."""
+    return ((exponent + 15) << 10 if half else (exponent + 127) << 7) * _BOTH
+
+
+class Emitter:
+    """PTX for pairs of elements; a pair is an i32 that holds two 16-bit floats.
+
+    Args:
+      fmt: the `WeightFormat`.
+      dtype: bfloat16 or float16.
+      scaled: whether values are multiplied by what `scale_pairs` gives.
+    """
+
+    def __init__(self, fmt, dtype, scaled: bool):
+        self.fmt = fmt
+        self.half = jnp.dtype(dtype) == jnp.float16
+        self.float2 = "f16x2" if self.half else "bf16x2"
+        self.i32 = ir.IntegerType.get_signless(32)
+        # The power of two that moved bits lack is in the scale, all but 2^-FOLD of it.
+        self.folded = scaled and fmt.is_float and not self.half
+
+    def const(self, value: int):
+        value &= 0xFFFFFFFF
+        signed = value - (1 << 32) if value >> 31 else value
+        return arith.constant(self.i32, ir.IntegerAttr.get(self.i32, signed))
+
+    def ptx(self, instruction: str, *args):
+        """One PTX instruction on i32 registers; ints become 32-bit constants in registers."""
+        args = [self.const(a) if isinstance(a, int) else a for a in args]
+        operands = ", ".join(f"${i}" for i in range(len(args) + 1))
+        constraints = ",".join(["=r"] + ["r"] * len(args))
+        return llvm.inline_asm(self.i32, args, f"{instruction} {operands};", constraints)
+
+    def lop3(self, word, mask: int, other, lut: int):
+        """A three-input bit operation with an immediate mask in the middle."""
+        if isinstance(other, int):
+            other = self.const(other)
+        text = f"lop3.b32 $0, $1, 0x{mask:08X}, $2, 0x{lut:02X};"
+        return llvm.inline_asm(self.i32, [word, other], text, "=r,r,r")
+
+    def shift(self, word, right: int):
+        if right == 0:
+            return word
+        if right > 0:
+            return arith.shrui(word, self.const(right))
+        return arith.shli(word, self.const(-right))
+
+    def row_words(self, rows):
+        """The two rows' values of this thread, as i32 without sign extension."""
+        out = []
+        for register in rows.registers.flat:
+            width = ir.VectorType(register.type).element_type.width
+            integer = ir.IntegerType.get_signless(width)
+            bits = vector.bitcast(ir.VectorType.get((1,), integer), register)
+            bits = vector.extract(bits, [], ir.DenseI64ArrayAttr.get([0]))
+            out.append(arith.extui(self.i32, bits) if width < 32 else bits)
+        return out
+
+    def row_pairs(self, rows):
+        """The two rows' values of this thread, each in both 16-bit halves of an i32."""
+        return [arith.muli(bits, self.const(_BOTH)) for bits in self.row_words(rows)]
+
+    def scale_pairs(self, scales, kind: str):
+        """What to multiply a pair by, for half 0 and half 1 of the fragment's rows: a list of as
+        many parts of the tile's columns as have scales of their own."""
+        if kind == "float":
+            parts = [self.row_pairs(rows) for rows in scales]
+            if self.folded:
+                power = self._fold()
+                parts = [[self.ptx("mul.rn.bf16x2", v, power) for v in pair] for pair in parts]
+            return parts
+        (rows,) = scales
+        codes = ir.VectorType(rows.registers.flat[0].type).element_type.width // 8
+        decode = self._e4m3_scales if kind == "e4m3" else self._e8m0_scales
+        low, high = (decode(word, codes) for word in self.row_words(rows))
+        return list(zip(low, high, strict=True))
+
+    def _fold(self) -> int:
+        return power_of_two(exponent_bias(self.fmt, jnp.bfloat16) - FOLD, False)
+
+    def _e4m3_scales(self, word, codes: int):
+        """e4m3 codes to pairs of equal floats, two codes at a time."""
+        out = []
+        for i in range(0, codes, 2):
+            # Codes i and i + 1 on top of the halves of a word, then as for weights of e4m3.
+            top = self.ptx("prmt.b32", word, 0, 0x0404 | i << 4 | (i + 1) << 12)
+            sign = arith.andi(top, self.const(0x80008000))
+            if self.half:
+                pair = self.lop3(self.shift(top, 1), 0x3F803F80, sign, 0xEA)
+                pair = self.ptx("mul.rn.f16x2", pair, power_of_two(8, True))
+            else:  # 2^120 for the bias, and what the weights lack: two factors, each in range
+                pair = self.lop3(self.shift(top, 4), 0x07F007F0, sign, 0xEA)
+                exponent = 120 + exponent_bias(self.fmt, jnp.bfloat16) - FOLD
+                for factor in (exponent // 2, exponent - exponent // 2):
+                    pair = self.ptx("mul.rn.bf16x2", pair, power_of_two(factor, False))
+            out += [self.ptx("prmt.b32", pair, 0, selector) for selector in _BROADCAST]
+        return out[:codes]
+
+    def _e8m0_scales(self, word, codes: int):
+        """Exponents to pairs of equal floats; too large ones become infinite."""
+        out = []
+        if self.half:
+            for i in range(codes):
+                top = self.ptx("prmt.b32", word, 0, 0x0444 | i << 12)
+                number = self.shift(top, 1)  # a float32
+                out.append(self.ptx("cvt.rn.f16x2.f32", number, number))
+            return out
+        added = (exponent_bias(self.fmt, jnp.bfloat16) - FOLD) * _BOTH
+        for i in range(0, codes, 2):
+            low = self.ptx("prmt.b32", word, 0, 0x4040 | i | (i + 1) << 8)
+            exponents = self.ptx("min.u16x2", arith.addi(low, self.const(added)), 0xFF * _BOTH)
+            pair = self.shift(exponents, -7)
+            out += [self.ptx("prmt.b32", pair, 0, selector) for selector in _BROADCAST]
+        return out[:codes]
+
+    def zero_pairs(self, rows):
+        """What to subtract from a pair, for half 0 and half 1 of the fragment's rows."""
+        kind, half = self.fmt.kind, self.half
+        if self.fmt.is_float:
+            return None
+        if rows is None:
+            zero = self.fmt.zero ^ self.fmt.flip  # of 4-bit types; 8-bit ones have it in `flip`
+            if kind == "int4" and half:
+                return [
+                    self.const(0x64006400 | zero * _BOTH),
+                    self.const(0x54005400 | zero * 0x100010),
+                ]
+            if kind == "int4":
+                return [self.const(0x43004300 | zero * _BOTH)] * 2
+            return [self.const(0x64806480)] * 2 if half else None
+        low, high = self.row_pairs(rows)
+        if kind == "int4" and half:
+            return [
+                arith.ori(low, self.const(0x64006400)),
+                arith.ori(self.shift(high, -4), self.const(0x54005400)),
+            ]
+        if kind == "int4":
+            return [arith.ori(v, self.const(0x43004300)) for v in (low, high)]
+        if half:
+            return [arith.ori(v, self.const(0x64006400)) for v in (low, high)]
+        # zero - 128, from the zero's low bits and its top bit, as for the codes (_int8)
+        return [self._int8(arith.xori(v, self.const(0x00800080))) for v in (low, high)]
+
+    def _int8(self, v):
+        """Two's complement bytes at bits 0 and 16 to bf16: (128 + low bits) - (128 or 256)."""
+        low = self.lop3(v, 0x007F007F, 0x43004300, 0xEA)
+        sign = self.lop3(v, 0x00800080, 0x43004300, 0xEA)
+        return self.ptx("sub.rn.bf16x2", low, sign)
+
+    def values(self, words, r: int, j: int, zeros):
+        """Register j of the fragment's k16 step r, without scale."""
+        half = j % 2
+        if self.fmt.is_float:
+            four = self.fmt.kind == "e2m1"
+            bits = self._e2m1(words[r], j) if four else self._e4m3(words[2 * r + j // 2], half)
+            if self.folded:
+                return bits
+            bias = exponent_bias(self.fmt, jnp.float16 if self.half else jnp.bfloat16)
+            return self.ptx(f"mul.rn.{self.float2}", bits, power_of_two(bias, self.half))
+        if self.fmt.kind == "int4":
+            word = words[r]
+            if self.half:  # half 0 in bits 0-3, half 1 in bits 4-7 of each 16
+                word = self.shift(word, 8 * (j // 2))
+                mask, magic = ((0x000F000F, 0x64006400), (0x00F000F0, 0x54005400))[half]
+                value = self.lop3(word, mask, magic, 0xEA)
+            else:
+                value = self.lop3(self.shift(word, 4 * j), 0x000F000F, 0x43004300, 0xEA)
+            return self.ptx(f"sub.rn.{self.float2}", value, zeros[half])
+        word = words[2 * r + j // 2]
+        word = self.shift(word, 8 * half)
+        if self.half:
+            value = self.lop3(word, 0x00FF00FF, 0x64806480, 0x6A)  # (a & b) ^ c
+            return self.ptx("sub.rn.f16x2", value, zeros[half])
+        value = self._int8(word)
+        return value if zeros is None else self.ptx("sub.rn.bf16x2", value, zeros[half])
+
+    def _e4m3(self, word, half: int):
+        """e4m3 bytes at bits 8 * half + {0, 16}, in a float's places; NaN codes become 480."""
+        exponent, mask = (7, 0x3F803F80) if self.half else (4, 0x07F007F0)
+        sign = arith.andi(self.shift(word, 8 * half - 8), self.const(0x80008000))
+        return self.lop3(self.shift(word, 8 * half - exponent), mask, sign, 0xEA)
+
+    def _e2m1(self, word, j: int):
+        """e2m1 codes in a float's places; bits that move alike move at once."""
+        masks: dict[int, int] = {}
+        for source, target in zip(E2M1_PLACES[j], self._e2m1_targets(), strict=True):
+            masks[source - target] = masks.get(source - target, 0) | _BOTH << target
+        value = None
+        for shift, mask in masks.items():
+            moved = self.shift(word, shift)
+            if value is None:
+                value = arith.andi(moved, self.const(mask))
+            else:
+                value = self.lop3(moved, mask, value, 0xEA)
+        return value
+
+    def _e2m1_targets(self):
+        return (9, 10, 11, 15) if self.half else (6, 7, 8, 15)
