@@ -58,6 +58,10 @@ def supports(problem: MixedMMProblem, device: Device) -> Support:
             p.group == p.k or p.group in (16, 32) or p.group % 64 == 0,
             f"group_size must be 16, 32, a multiple of 64, or -1, got {p.group_size}",
         ),
+        (
+            p.granularity != "block" or p.group_size % 64 == 0,
+            f"blocks must have a multiple of 64 columns, got {p.group_size}",
+        ),
         (p.k % 8 == 0, f"TMA needs rows of x of a multiple of 16 bytes: k % 8 == 0, got k={p.k}"),
         (p.n % 8 == 0, f"TMA needs output rows of a multiple of 16 bytes: n % 8 == 0, got n={p.n}"),
         (

@@ -59,7 +59,7 @@ def shared_bytes(problem: MixedMMProblem, config: Config) -> int:
         c.stages * c.wg_n * (c.tile_k // TILE) * _bits(p) * 512,
         c.stages * c.tile_m * c.tile_k * _x_bytes(p),
         1024,  # the interpreter's scratch, a stub on a GPU
-        grouped * rows * _scale_bytes(p),
+        grouped * (rows // 2 if p.granularity == "block" else rows) * _scale_bytes(p),
         (grouped and p.zero_points) * rows,
         p.bias * c.wg_n * TILE * 4,
     ]

@@ -90,7 +90,7 @@ def test_what_tuning_chooses_lowers(shape, m):
     assert "mosaic_gpu_v2" in lower(p, tuning.choose(p, H200))
 
 
-@pytest.mark.parametrize("group", [32, 64, 128, -1])
+@pytest.mark.parametrize("group", [16, 32, 64, 128, -1])
 @pytest.mark.parametrize("scalar_type", FORMATS, ids=str)
 def test_every_supported_shape_has_a_legal_config(scalar_type, group):
     shapes = [(4096, 14336), (8, 128), (200, 384)]
@@ -126,10 +126,14 @@ def test_explain_names_the_choice_and_its_source():
         (dict(x_dtype="float32"), "x must be bfloat16 or float16"),
         (dict(n=1001), "n % 8 == 0"),
         (dict(k=4100, group_size=-1), "k % 8 == 0"),
-        (dict(group_size=96), "group_size must be 32"),
-        (dict(granularity="block"), "per tensor, channel or group"),
-        (dict(weight_type=scalar_types.float4_e2m1f), "no register conversion"),
-        (dict(global_scale=True), "second-level scales"),
+        (dict(group_size=96), "group_size must be 16, 32, a multiple of 64"),
+        (dict(granularity="block", group_size=32), "blocks must have a multiple of 64 columns"),
+        (dict(weight_type=scalar_types.float8_e5m2), "no register conversion"),
+        (dict(scale_dtype="float8_e4m3fn", group_size=16), "scales of 8 bits go with float"),
+        (
+            dict(scale_dtype="float8_e8m0fnu", weight_type=scalar_types.float4_e2m1f),
+            "in groups of 16 or 32",
+        ),
     ],
 )
 def test_what_is_not_supported_says_why(change, reason):
