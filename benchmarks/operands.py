@@ -116,7 +116,7 @@ def make_weights(cell: Cell) -> Weights:
         scale = random_scale(-(-n // 128), -(-k // 128))
     elif f.op == "mixed_mm" and name.startswith("fp4-nv"):
         scale = (torch.rand(n, groups, device=DEVICE) * 400 + 40).to(F8)
-        global_scale = torch.tensor(1e-4, device=DEVICE)
+        global_scale = torch.full((1, 1), 1e-4, device=DEVICE)
     elif name.startswith("fp4-mx"):
         scale = torch.randint(117, 123, (n, groups), device=DEVICE, dtype=torch.uint8)
         scale = scale.view(torch.float8_e8m0fnu)

@@ -175,7 +175,7 @@ def _weight_struct(cell: Cell) -> QuantizedTensor:
     if f.act_order:
         more["g_idx"] = _struct((k,), jnp.int32)
     if f.name == "fp4-nv":
-        more["global_scale"] = _struct((), jnp.float32)
+        more["global_scale"] = _struct((1, 1), jnp.float32)
     return _tensor(
         _struct((n, k * f.w_bits // 8), byte), _struct((n, groups), scale), (n, k), kind,
         GroupShape(1, cell.group), **more,
