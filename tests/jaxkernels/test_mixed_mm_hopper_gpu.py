@@ -17,8 +17,9 @@ from jaxkernels.mosaic import convert
 from jaxkernels.mosaic.convert import FORMATS
 from jaxkernels.scalar_types import scalar_types
 
+from .mixed_mm_cases import CASES, ZERO_POINTS, random_scales, random_weight, recovered
+
 pytestmark = pytest.mark.gpu
-ZERO_POINTS = (scalar_types.uint4, scalar_types.uint8)
 
 
 def weight(rng, scalar_type, n, k, group, dtype=jnp.bfloat16):
@@ -36,67 +37,80 @@ def same_bits(a, b):
     np.testing.assert_array_equal(a.view(np.uint16), np.ascontiguousarray(b).view(np.uint16))
 
 
-ONE_HOT_CONFIGS = {
-    32: (
-        DecodeConfig(64, 2, 1, 128, 4, 1, "weight"),
-        PrefillConfig(128, 2, 64, 4),
-    ),
-    64: (
-        DecodeConfig(64, 2, 1, 128, 4),
-        DecodeConfig(16, 1, 2, 128, 4, 2),
-        PrefillConfig(256, 2, 64, 4, 2),
-    ),
-    -1: (DecodeConfig(32, 2, 2, 256, 2, 2), PrefillConfig(192, 2, 64, 4)),
-}
+ON_WEIGHT = (
+    DecodeConfig(64, 2, 1, 128, 2, 1, "weight"),
+    DecodeConfig(16, 2, 2, 128, 2, 2, "weight"),
+    PrefillConfig(128, 2, 64, 3),
+    PrefillConfig(256, 2, 64, 3, 2),
+)
+ON_SUM = (DecodeConfig(64, 2, 1, 128, 2), DecodeConfig(16, 2, 2, 128, 2, 2))
 
 
-@pytest.mark.parametrize("group", ONE_HOT_CONFIGS)
-@pytest.mark.parametrize("scalar_type", FORMATS, ids=str)
-def test_one_hot_rows_recover_each_weight_bit_for_bit(rng, scalar_type, group):
-    """The register conversion against the plain maths, over every code of every type."""
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_one_hot_rows_recover_each_weight_bit_for_bit(rng, case):
+    """Every type with every kind of scale, over every code, by both kernels."""
     n, k = 200, 512
     for dtype in (jnp.bfloat16, jnp.float16):
-        w = weight(rng, scalar_type, n, k, group, dtype)
-        prepared, x, expected = prepare(w), jnp.eye(k, dtype=dtype), dequantize(w, dtype).T
-        for config in ONE_HOT_CONFIGS[group]:
+        w = random_weight(rng, case, n, k, dtype)
+        prepared, x = prepare(w), jnp.eye(k, dtype=dtype)
+        for config in ON_WEIGHT + (() if case.group in (16, 32) else ON_SUM):
             got = mixed_mm(x, prepared, implementation="hopper", config=config)
-            same_values(got, expected)
+            scale_on = getattr(config, "scale_on", "weight")
+            same_values(got, recovered(w, dtype, scale_on).T)
+
+
+def tile_by_ptx(words, fmt, dtype, zeros, scales, scales_are):
+    """What `convert.fragment` makes of one tile on the GPU."""
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    def kernel(words_gmem, *refs):
+        *rows, out_gmem = refs
+        load = [convert.load_zeros] * len(zeros) + [convert.load_rows] * len(scales)
+        rows = [f(ref) for f, ref in zip(load, rows, strict=True)]
+        out_gmem[...] = convert.fragment(
+            convert.load_words(words_gmem, fmt), fmt, dtype,
+            zeros=tuple(rows[: len(zeros)]), scales=tuple(rows[len(zeros) :]),
+            scales_are=scales_are,
+        )  # fmt: skip
+
+    return plgpu.kernel(
+        kernel,
+        out_type=jax.ShapeDtypeStruct((64, 64), dtype),
+        num_threads=1,
+        thread_name="wg",
+        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
+    )(words, *zeros, *scales)
 
 
 @pytest.mark.parametrize("scalar_type", FORMATS, ids=str)
 def test_register_conversion_equals_its_twin(rng, scalar_type):
     """Same tile, same zero points, same scales: 64 x 64 values by PTX and by jax.numpy."""
-    from jax.experimental.pallas import mosaic_gpu as plgpu
-
     fmt = FORMATS[scalar_type]
     codes = jnp.asarray(rng.integers(0, 2**fmt.bits, (64, 64), dtype=np.uint8))
     if fmt.kind == "e4m3":
         codes = jnp.where(codes & 0x7F == 0x7F, jnp.uint8(0), codes)  # NaN codes are not numbers
     words = convert.pack_tiles(codes, fmt)[0]
-    zero = jnp.asarray(rng.integers(0, 2**fmt.bits, 64, dtype=np.uint8))
+    zeros = ()
+    if scalar_type in ZERO_POINTS:
+        zeros = (jnp.asarray(rng.integers(0, 2**fmt.bits, 64, dtype=np.uint8)),)
     for dtype in (jnp.bfloat16, jnp.float16):
-        scale = jnp.asarray(rng.uniform(0.001, 0.1, 64), dtype)
-        zeros = scalar_type in ZERO_POINTS
-
-        def kernel(words_gmem, zero_gmem, scale_gmem, out_gmem, dtype=dtype, zeros=zeros):
-            a = convert.fragment(
-                convert.load_words(words_gmem, fmt),
-                fmt,
-                dtype,
-                zeros=(convert.load_zeros(zero_gmem),) if zeros else (),
-                scales=(convert.load_rows(scale_gmem),),
+        floats = jnp.asarray(rng.uniform(0.001, 0.1, 64), dtype)
+        variants = [("float", ()), ("float", (floats,))]
+        if fmt.is_float:
+            e4m3 = jax.lax.bitcast_convert_type(
+                random_scales(rng, (64, 4), "float8_e4m3fn", 0x6F), jnp.int32
             )
-            out_gmem[...] = a
-
-        out = plgpu.kernel(
-            kernel,
-            out_type=jax.ShapeDtypeStruct((64, 64), dtype),
-            num_threads=1,
-            thread_name="wg",
-            compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
-        )(words, zero, scale)
-        rows = (zero.astype(jnp.int32),) if zeros else ()
-        same_bits(out, convert.fragment_twin(words, fmt, dtype, zeros=rows, scales=(scale,)))
+            e8m0 = jax.lax.bitcast_convert_type(
+                random_scales(rng, (64, 2), "float8_e8m0fnu"), jnp.int16
+            )
+            variants += [("e4m3", (e4m3,)), ("e8m0", (e8m0,))]
+        for scales_are, scales in variants:
+            out = tile_by_ptx(words, fmt, dtype, zeros, scales, scales_are)
+            twin = convert.fragment_twin(
+                words, fmt, dtype, zeros=tuple(z.astype(jnp.int32) for z in zeros), scales=scales,
+                scales_are=scales_are,
+            )  # fmt: skip
+            same_bits(out, twin)
 
 
 FULL = list(itertools.product((1, 13, 64, 257, 1024), ((4096, 4096, 128), (4224, 4160, 64))))
