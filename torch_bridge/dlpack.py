@@ -53,7 +53,8 @@ def to_jax(tensor: torch.Tensor, *, copy: bool | None = None) -> jax.Array:
 
     Raises:
       TypeError: not a tensor, or a dtype that JAX lacks (64-bit ones unless `jax_enable_x64`).
-      ValueError: it needs a gradient, a copy while `copy=False`, or JAX lacks its device.
+      ValueError: it needs a gradient, a copy while `copy=False`, its memory has been freed, or JAX
+        lacks its device.
 
     Example:
       >>> to_jax(torch.arange(6, dtype=torch.int32).reshape(2, 3).T)
@@ -77,6 +78,8 @@ def to_jax(tensor: torch.Tensor, *, copy: bool | None = None) -> jax.Array:
         raise ValueError(
             f"tensor: expected a dense CPU or CUDA tensor, got {tensor.layout} on {tensor.device}"
         )
+    if tensor.numel() and not tensor.data_ptr():
+        raise ValueError(f"tensor: the memory of {tuple(tensor.shape)} numbers has been freed")
     if copy is True:
         tensor = tensor.clone(memory_format=torch.contiguous_format)
     elif tensor.is_conj() or tensor.is_neg() or not _is_compact(tensor):
@@ -327,9 +330,11 @@ def _passing(leaves, device: torch.device) -> list:
 def _pass(tensor: torch.Tensor, stream: int | None) -> jax.Array:
     if tensor.requires_grad:
         tensor = tensor.detach()
+    pointer = tensor.data_ptr()
     if (
-        tensor.is_contiguous()
-        and not tensor.data_ptr() % _ALIGNMENT
+        pointer  # else empty, or freed
+        and not pointer % _ALIGNMENT
+        and tensor.is_contiguous()
         and tensor.dtype in _CROSSING
         and not tensor.is_neg()
     ):

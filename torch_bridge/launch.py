@@ -210,7 +210,7 @@ class LaunchableKernel:
 
     Raises:
       ValueError: a tensor has another shape, dtype or device than compiled for, is not contiguous,
-        or is not aligned to 16 bytes. Checked before anything is launched.
+        not aligned to 16 bytes, or its memory has been freed. Checked before anything is launched.
     """
 
     def __init__(self, program: mosaic_compile.Program):
@@ -298,6 +298,8 @@ class LaunchableKernel:
                     f"argument {i}: expected a contiguous {dtype} tensor of shape {shape} on "
                     f"cuda:{index}, got {_describe(tensor)}"
                 )
+            if tensor.numel() and not tensor.data_ptr():
+                raise ValueError(f"argument {i}: its memory has been freed")
             if tensor.data_ptr() % mosaic_compile.POINTER_ALIGNMENT:
                 raise Misaligned(
                     f"argument {i}: its first element must lie on a 16-byte boundary; a view with "
@@ -333,7 +335,7 @@ def _generate(kernel: LaunchableKernel, index: int, how: str) -> Callable:
         def call(a0, a1):
             p0 = a0.data_ptr()
             p1 = a1.data_ptr()
-            if (p0 | p1) & 15 or a0.dtype is not d0 or ...: refuse(index, a0, a1)
+            if (p0 | p1) & 15 or not (p0 and p1) or a0.dtype is not d0 or ...: refuse(index, a0, a1)
             if current_device() != index: return elsewhere(a0, a1)
             if index not in ready(): enter(index)
             t2 = empty(shape2, strides2, dtype2)
@@ -358,6 +360,9 @@ def _generate(kernel: LaunchableKernel, index: int, how: str) -> Callable:
     signature = ", ".join((["outs"] if how == "into" else []) + arguments)
     lines = [f"p{i} = a{i}.data_ptr()" for i in range(count)]
     wrong = [f"({' | '.join(f'p{i}' for i in range(count))}) & 15"]
+    there = [f"p{i}" for i, (_, shape) in enumerate(kernel._specs) if 0 not in shape]
+    if there:
+        wrong.append(f"not ({' and '.join(there)})")
     if how != "trusted":
         for i, (dtype, shape) in enumerate(kernel._specs):
             names |= {f"d{i}": dtype, f"s{i}": shape}

@@ -127,6 +127,12 @@ def test_transposed_arrays_come_out_right(rng):
     )
 
 
+def freed():
+    tensor = torch.ones(64)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
 @pytest.mark.parametrize(
     "make, error, message",
     [
@@ -134,6 +140,8 @@ def test_transposed_arrays_come_out_right(rng):
         (lambda: to_jax(torch.ones(3, requires_grad=True)), ValueError, "use wrap"),
         (lambda: to_jax(torch.ones(3, device="meta")), ValueError, "on meta"),
         (lambda: to_jax(torch.eye(3).to_sparse()), ValueError, "sparse"),
+        (lambda: to_jax(freed()), ValueError, "has been freed"),
+        (lambda: wrap(jnp.sin)(freed()), ValueError, "has been freed"),
         (lambda: to_torch(np.ones(3)), TypeError, "expected a jax.Array, got ndarray"),
         (lambda: to_torch(jnp.ones((2, 2), jnp.int4)), TypeError, "pack two elements a byte"),
         (lambda: jax.jit(to_torch)(jnp.ones(3)), TypeError, "outside jit"),

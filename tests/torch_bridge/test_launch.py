@@ -206,6 +206,13 @@ def test_gpu_out():
         kernel(*operands, out=out.float())
 
 
+def freed(tensor):
+    """A tensor whose memory somebody gave back, as sharded training does between layers."""
+    copy = tensor.clone()
+    copy.untyped_storage().resize_(0)
+    return copy
+
+
 @gpu
 @pytest.mark.parametrize(
     "change, message",
@@ -219,8 +226,10 @@ def test_gpu_out():
             lambda a: (torch.empty(M * K + 1, device="cuda").to(a[0].dtype)[1:].view(M, K), *a[1:]),
             "16-byte boundary",
         ),
+        (lambda a: (freed(a[0]), *a[1:]), "argument 0: its memory has been freed"),
+        (lambda a: (a[0], freed(a[1]), *a[2:]), "argument 1: its memory has been freed"),
     ],
-    ids=["cpu", "one on cpu", "dtype", "shape", "strides", "alignment"],
+    ids=["cpu", "one on cpu", "dtype", "shape", "strides", "alignment", "freed", "freed weight"],
 )
 def test_gpu_mistakes(change, message):
     kernel, operands, _ = gemm()
