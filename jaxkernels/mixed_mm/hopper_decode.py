@@ -55,6 +55,7 @@ class DecodeConfig:
       stages: slots of the pipeline, a power of two.
       split_k: blocks of a cluster that share K: 1, 2, 4 or 8.
       scale_on: "accumulator" or "weight", see the module's docstring.
+      cluster_n: blocks of a cluster with adjacent rows of w; each reads a part of x for all.
       overlap: start while the kernel ahead on the stream still runs: the first stages of weights
         come meanwhile, and its results are waited for before x is read.
     """
@@ -67,6 +68,7 @@ class DecodeConfig:
     split_k: int = 1
     scale_on: str = "accumulator"
     overlap: bool = False
+    cluster_n: int = 1
 
 
 def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeConfig) -> jax.Array:
@@ -89,7 +91,8 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
     # Tiles that share an accumulator; with scales off the accumulator, all of them do.
     chain = min(group // TILE, own) if grouped and not on_weight else own
     steps = -(-k // (c.tile_k * c.split_k))  # the last may reach past K: TMA reads zeros there
-    blocks = (-(-n // tile_n), -(-m // c.tile_m))
+    blocks = (-(-n // (tile_n * c.cluster_n)), -(-m // c.tile_m))
+    multicast = "rows" if c.cluster_n > 1 else None  # the axis of the blocks that share x
     slices = min(c.split_k, c.tile_m // 8)  # of the tile; as many blocks of a cluster finish one
     width = c.tile_m // slices
 
@@ -102,12 +105,15 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
 
     def scratch():
         copies = 1 + tiles + grouped + (grouped and zeros)
+        released = {"num_arrivals": warpgroups, "num_barriers": c.stages}
         smem = dict(
             w=plgpu.SMEM((c.stages, c.wg_n, tiles * fmt.bits, convert.LANES), jnp.int32),
             x=swizzled((c.stages, tiles), c.tile_m, dtype),
             out=swizzled((c.wg_n,), width, out_dtype),
             full=plgpu.Barrier(num_arrivals=copies, num_barriers=c.stages),
-            empty=plgpu.Barrier(num_arrivals=warpgroups, num_barriers=c.stages),
+            empty=plgpu.ClusterBarrier(collective_axes=(multicast,), **released)
+            if multicast
+            else plgpu.Barrier(**released),
             fragment=convert.scratch_type(warpgroups, dtype),
         )
         if grouped:
@@ -128,7 +134,10 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
     def body(gmem, smem):
         warpgroup = lax.axis_index("wg")
         rank = lax.axis_index("k")
-        row_tile = lax.axis_index("n") * c.wg_n
+        block = lax.axis_index("n")
+        if multicast:
+            block = block * c.cluster_n + lax.axis_index(multicast)
+        row_tile = block * c.wg_n
         m0 = lax.axis_index("m") * c.tile_m
 
         def _finish(total, wn, wk, own_row_tile):
@@ -155,7 +164,7 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
                     axis="k",
                     size=c.split_k,
                     parts=slices,
-                    cluster=lax.axis_index("n") * blocks[1] + lax.axis_index("m"),
+                    cluster=block * blocks[1] + lax.axis_index("m"),
                     warpgroup=wn,
                     scratch=smem["exchange"],
                     outputs=(gmem["board"],) if "board" in gmem else (),
@@ -197,7 +206,8 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
                     columns = pl.ds((rank * steps + i) * c.tile_k + t * TILE, TILE)
                     source = gmem["x"].at[pl.ds(m0, c.tile_m), columns]
                     target = window(smem["x"].at[slot, t])
-                    plgpu.copy_gmem_to_smem(source, target, smem["full"].at[slot])
+                    full = smem["full"].at[slot]
+                    plgpu.copy_gmem_to_smem(source, target, full, collective_axes=multicast)
 
             def load(i, _):
                 @pl.when(i >= c.stages)
@@ -207,7 +217,7 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
                 load_weights(i)
                 load_x(i)
 
-            # Packed weights never come from the kernel ahead (see mosaic/launch.py), x and bias may.
+            # Packed weights never come from the kernel ahead (mosaic/launch.py); x and bias may.
             # Only this warpgroup has to wait: nothing is stored before x has been read.
             ahead = min(c.stages, steps) if c.overlap else 0
             lax.fori_loop(0, ahead, load_weights, None)
@@ -249,9 +259,15 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
                 rows = pl.ds((wk * own + t) * fmt.bits, fmt.bits)
                 return convert.load_words(smem["w"].at[slot, wn, rows], fmt)
 
-            def multiply(acc, slot, t, words):
-                zero_rows = zeros_of(slot, t) if zeros and grouped else whole_zeros
-                scaled = scales_of(scales.for_weights, slot, t) if on_weight else {}
+            def multiply(acc, slot, t, words, seen):
+                """acc += tile t; what tiles of a group have in common stays in `seen`."""
+                part = t * TILE // max(TILE, min(group, scales.span))
+                if part not in seen:
+                    seen[part] = (
+                        zeros_of(slot, t) if zeros and grouped else whole_zeros,
+                        scales_of(scales.for_weights, slot, t) if on_weight else {},
+                    )
+                zero_rows, scaled = seen[part]
                 a = convert.fragment(words, fmt, dtype, zeros=zero_rows, **scaled)
                 convert.multiply(acc, a, matrix(smem["x"].at[slot, wk * own + t]).T, scratch_tile)
 
@@ -264,15 +280,15 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
 
     outs = [jax.ShapeDtypeStruct((m, n), out_dtype)]
     if c.split_k > 1:
-        clusters = blocks[0] * blocks[1]
+        clusters = blocks[0] * blocks[1] * c.cluster_n
         outs += exchange_outputs(clusters, c.split_k, c.wg_n, TILE, c.tile_m, jnp.float32)
     call = plgpu.kernel(
         kernel,
         out_type=outs,
         grid=blocks,
         grid_names=("n", "m"),
-        cluster=(c.split_k,),
-        cluster_names=("k",),
+        cluster=(c.split_k, c.cluster_n) if multicast else (c.split_k,),
+        cluster_names=("k", multicast) if multicast else ("k",),
         num_threads=warpgroups + 1,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(
@@ -293,7 +309,7 @@ def _sum_of_groups(c, own, chain, steps, smem, sum_scale, words_of, multiply):
         plgpu.barrier_wait(smem["full"].at[slot])
 
         def accumulate(*accs):
-            result = total
+            result, seen = total, {}
 
             def add(g, wait_n):
                 scale = sum_scale(slot, g * chain)
@@ -303,7 +319,7 @@ def _sum_of_groups(c, own, chain, steps, smem, sum_scale, words_of, multiply):
             words = words_of(slot, 0)
             for t in range(own):
                 current, words = words, words_of(slot, t + 1) if t + 1 < own else None
-                multiply(accs[t // chain], slot, t, current)
+                multiply(accs[t // chain], slot, t, current, seen)
                 # Tile t - 1 is done: its registers are free for the conversion of tile t + 1.
                 plgpu.wgmma_wait(1)
                 if t % chain == chain - 1 and t >= chain:
@@ -328,10 +344,10 @@ def _one_sum(c, own, steps, smem, words_of, multiply):
         def step(i, first):
             slot = i & (c.stages - 1)
             plgpu.barrier_wait(smem["full"].at[slot])
-            words = words_of(slot, 0)
+            words, seen = words_of(slot, 0), {}
             for t in range(own):
                 current, words = words, words_of(slot, t + 1) if t + 1 < own else None
-                multiply(acc, slot, t, current)
+                multiply(acc, slot, t, current, seen)
                 plgpu.wgmma_wait(1)
                 if t == 0:  # everything before this tile is done, all of the last slot with it
                     before = smem["empty"].at[(i - 1) & (c.stages - 1)]

@@ -121,6 +121,8 @@ def legal(problem: MixedMMProblem, config: Config, device: Device) -> Support:
             (c.tile_m % 8 == 0, "tile_m % 8 == 0"),
             (c.stages & (c.stages - 1) == 0, "stages a power of two"),
             (c.split_k in (1, 2, 4, 8), "split_k in 1, 2, 4, 8"),
+            (c.split_k * c.cluster_n <= _MAX_CLUSTER, "cluster of at most 8"),
+            ((c.tile_m // 8) % c.cluster_n == 0, "each block of a cluster loads a part of x"),
             (
                 c.tile_m % min(c.split_k, c.tile_m // 8) == 0
                 and c.tile_m // min(c.split_k, c.tile_m // 8) % 8 == 0,
@@ -313,7 +315,7 @@ def _from_table(problem: MixedMMProblem, device: Device) -> Config | None:
     entry = _table(device.name).get(table_key(problem))
     if entry is None:
         return None
-    kind = PrefillConfig if "cluster_n" in entry["config"] else DecodeConfig
+    kind = DecodeConfig if "split_k" in entry["config"] else PrefillConfig
     config = kind(**entry["config"])
     return config if legal(problem, config, device) else None
 

@@ -70,6 +70,10 @@ BOUNDED = {
         (20, 64, 128, -1, True),
         DecodeConfig(tile_m=16, wg_n=1, tile_k=64, stages=2),
     ),
+    "decode, x shared by a cluster that splits K too": (
+        (13, 200, 512, 64, True),
+        DecodeConfig(16, 1, 1, 128, 2, split_k=2, overlap=True, cluster_n=2),
+    ),
     "prefill, more tiles than blocks, with bias": (
         (70, 200, 128, 64, True),
         PrefillConfig(tile_m=64, wg_n=1, stages=3, overlap=True),
