@@ -161,15 +161,20 @@ def _start_reaper() -> None:
 
 def _reap() -> None:
     tick = jax.jit(lambda x: x + 1)
-    while (item := _retired.get()) is not None:
-        after, kept = item
-        if isinstance(after, torch.cuda.Event):
-            while not after.query():
+    stopping = False
+    while not stopping:
+        items = [_retired.get()]
+        while not _retired.empty():  # one wait for all that came meanwhile
+            items.append(_retired.get())
+        stopping = None in items
+        items = [item for item in items if item is not None]
+        for event in {after for after, _ in items if isinstance(after, torch.cuda.Event)}:
+            while not event.query():
                 time.sleep(0.0005)
-        else:
-            # A device runs what it is given in order, so this is done when all before it is.
-            jax.block_until_ready(tick(jax.device_put(0, after)))
-        del item, kept
+        # A device runs what it is given in order, so this is done when all before it is.
+        devices = {after for after, _ in items if not isinstance(after, torch.cuda.Event)}
+        jax.block_until_ready([tick(jax.device_put(0, device)) for device in devices])
+        items.clear()  # here and not at the next round, which may be long after
 
 
 def _is_compact(tensor: torch.Tensor) -> bool:
@@ -424,4 +429,3 @@ def jax_device(device: torch.device) -> jax.Device:
 def _on(device: torch.device):
     """Constants and scalars of the call go where its tensors are."""
     return jax.default_device(jax_device(device))
-

@@ -116,5 +116,3 @@ torch.library.register_autograd("jaxkernels::linear", _backward, setup_context=_
 def dequantize(w: QuantizedTensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The weight `[N, K]` (torch leaves, any layout) as a torch tensor."""
     return torch.ops.jaxkernels.dequantize(*weight_arguments(w), dtype)
-
-

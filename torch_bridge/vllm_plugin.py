@@ -247,4 +247,3 @@ def _make(kind: str, base: type) -> type:
             f"{', '.join(sorted(missing))}; it was written for {_span()}"
         )
     return made
-
