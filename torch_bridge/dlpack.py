@@ -168,7 +168,7 @@ def _reap() -> None:
             items.append(_retired.get())
         stopping = None in items
         items = [item for item in items if item is not None]
-        for event in {after for after, _ in items if isinstance(after, torch.cuda.Event)}:
+        for event in [after for after, _ in items if isinstance(after, torch.cuda.Event)]:
             while not event.query():
                 time.sleep(0.0005)
         # A device runs what it is given in order, so this is done when all before it is.
