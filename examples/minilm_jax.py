@@ -162,7 +162,7 @@ class Quantized:
     """A quantized linear layer: float32 in and out, COMPUTE_DTYPE between.
 
     activation is what `jaxkernels.w8a8_linear` takes, or None for 16-bit activations. x_scale, azp
-    and azp_adj (the sum of each row of weight) are those of a static scheme.
+    and azp_adj (azp times the sum of each row of weight) are those of a static scheme.
     """
 
     weight: QuantizedTensor
@@ -237,7 +237,7 @@ def quantized_linear(
         layer,
         x_scale=jnp.float32(scale),
         azp=jnp.int32(azp),
-        azp_adj=jnp.sum(w.data, axis=1, dtype=jnp.int32),
+        azp_adj=azp * jnp.sum(w.data, axis=1, dtype=jnp.int32),
     )
 
 

@@ -59,7 +59,8 @@ def _steps(problem: QuantizeProblem) -> int:
 
 
 def supports(problem: QuantizeProblem, device: Device) -> Support:
-    """Rows of 128 elements or more that fit in a warpgroup's registers; groups of 1 to 32 lanes."""
+    """Rows and groups of 128 elements or more that fit in a warpgroup's registers, smaller groups
+    of 1, 2, 4, 8 or 16 lanes."""
     p, itemsize = problem, _itemsize(problem)
     clauses = [
         (device.is_hopper, f"it needs a Hopper GPU, got {device.name}"),
@@ -67,17 +68,19 @@ def supports(problem: QuantizeProblem, device: Device) -> Support:
         (p.k >= rr.THREADS, f"k must be at least {rr.THREADS}, got {p.k}"),
     ]
     if p.scale == "group":
+        clauses.append(
+            (p.k % p.group_size == 0, f"k must be whole groups of {p.group_size}, got {p.k}")
+        )
         tile = rr.group_tile(p.group_size, itemsize)
-        clauses += [
-            (tile > 0, f"group_size must be 1 to 32 times {16 // itemsize}, got {p.group_size}"),
-            (p.k % p.group_size == 0, f"k must be whole groups of {p.group_size}, got {p.k}"),
-        ]
-        if tile and p.k % p.group_size == 0:
-            groups = p.k // p.group_size
-            whole = groups >= tile or (not p.column_major and groups * p.m % tile == 0)
-            clauses.append(
-                (whole, f"a row must have at least {tile} groups of {p.group_size}, got {groups}")
-            )
+        if p.group_size < rr.THREADS or p.group_size * itemsize > MAX_ROW_BYTES:
+            width, groups = 16 // itemsize, p.k // p.group_size
+            clauses += [
+                (tile > 0, f"group_size must be 1 to 32 times {width}, got {p.group_size}"),
+                (
+                    tile == 0 or _fills_a_tile(p, tile),
+                    f"a row must have at least {tile} groups of {p.group_size}, got {groups}",
+                ),
+            ]
     elif not (p.scale in ("static", "tensor") and _divisors(p)):
         bytes_ = p.k * itemsize
         clauses.append(
@@ -290,58 +293,110 @@ def _tensor(problem: QuantizeProblem, operands: QuantizeOperands, config: Config
 
 
 def _group(problem: QuantizeProblem, operands: QuantizeOperands, config: Config):
-    p, itemsize = problem, _itemsize(problem)
-    groups, layout = p.k // p.group_size, rr.group_layout(p.group_size, itemsize)
-    tile = rr.group_tile(p.group_size, itemsize)
-    length = _groups_a_run(p, tile, config)
-    runs, runs_a_row = p.m * groups // length, max(1, groups // length)
-    # A run is covered tile by tile; the last may overlap the one before it.
-    tiles = [*range(0, length - tile + 1, tile), *([length - tile] if length % tile else [])]
-    padded = -(-p.m // 4) * 4 if p.tma_aligned else p.m
-    scale_shape = (groups, padded) if p.column_major else (runs, length)
+    p = problem
+    tile = rr.group_tile(p.group_size, _itemsize(p))
+    if not _fills_a_tile(p, tile):
+        return _group_by_group(p, operands)
+    groups, layout = p.k // p.group_size, rr.group_layout(p.group_size, _itemsize(p))
+    rows, total = (p.m, groups) if p.column_major else (1, p.m * groups)
+    length = _tiles_a_run(total, tile, config.run // (p.group_size * tile)) * tile
+    runs_a_row, padded = total // length, _padded_rows(p)
+    left = total % length  # groups for the last run of a row to do too
+    last = [*range(total - left, total - tile + 1, tile), *([total - tile] if left % tile else [])]
 
     def body(x_gmem, q_gmem, scale_gmem):
         run = jax.lax.axis_index("run")
-        row, column = run // runs_a_row, run % runs_a_row * length
-        spans = [pl.ds(first, tile) for first in tiles]
-        loaded = [plgpu.load(x_gmem.at[run, at], layout=layout, optimized=False) for at in spans]
-        for first, at, x in zip(tiles, spans, loaded, strict=True):
-            scale = _group_scale(p, x, layout.reduce(1))
-            q_gmem[run, at] = _group_codes(p, x, scale, layout)
-            if not p.column_major:
-                scale_gmem[run, at] = scale
-                continue
-            groups_at = pl.ds(column + first, tile)
-            scale_gmem[groups_at, row] = scale
-            for extra in range(p.m, padded):
+        row, start = run // runs_a_row, run % runs_a_row * length
 
-                @pl.when(row == p.m - 1)
-                def _(groups_at=groups_at, extra=extra):
-                    zeros = plgpu.layout_cast(jnp.zeros((tile,), F32), layout.reduce(1))
-                    scale_gmem[groups_at, extra] = zeros
+        def convert(starts):
+            spans = [pl.ds(first, tile) for first in starts]
+            x_tiles = [x_gmem.at[row, span] for span in spans]
+            loaded = [plgpu.load(x, layout=layout, optimized=False) for x in x_tiles]
+            for span, x in zip(spans, loaded, strict=True):
+                absmax = jnp.max(jnp.abs(x), axis=1).astype(F32)
+                scale = _group_scale(p, absmax, layout.reduce(1))
+                q_gmem[row, span] = _group_codes(p, x, scale, layout)
+                if not p.column_major:
+                    scale_gmem[span] = scale
+                    continue
+                scale_gmem[span, row] = scale
+                for extra in range(p.m, padded):
 
-    outputs = [((runs, length, p.group_size), p.out_dtype), (scale_shape, F32)]
-    x = operands.x.reshape(runs, length, p.group_size)
-    q, scale = _kernel(body, outputs, runs, "quantize_group")(x)
+                    @pl.when(row == p.m - 1)
+                    def _(span=span, extra=extra):
+                        zeros = plgpu.layout_cast(jnp.zeros((tile,), F32), layout.reduce(1))
+                        scale_gmem[span, extra] = zeros
+
+        convert([start + first for first in range(0, length, tile)])
+        if left:
+            pl.when(start == (runs_a_row - 1) * length)(lambda: convert(last))
+
+    shape = (rows, total, p.group_size)
+    outputs = [(shape, p.out_dtype), ((groups, padded) if p.column_major else (total,), F32)]
+    kernel = _kernel(body, outputs, rows * runs_a_row, "quantize_group")
+    q, scale = kernel(operands.x.reshape(shape))
     return q.reshape(p.m, p.k), scale if p.column_major else scale.reshape(p.m, groups), None
 
 
-def _groups_a_run(problem: QuantizeProblem, tile: int, config: Config) -> int:
-    """About `config.run` elements of groups: of a row, or of the array if rows are short."""
+def _tiles_a_run(groups: int, tile: int, most: int) -> int:
+    """At most `most`, and fewer where half as many or more cut the groups evenly."""
+    most = max(min(most, groups // tile), 1)
+    wanted = range(most, max(most // 2, 1) - 1, -1)
+    return next((tiles for tiles in wanted if groups % (tiles * tile) == 0), most)
+
+
+def _fills_a_tile(problem: QuantizeProblem, tile: int) -> bool:
+    """Whether there are enough groups for a warpgroup, in a row where its scales need that."""
     groups = problem.k // problem.group_size
-    whole = groups if problem.column_major or groups >= tile else groups * problem.m
-    most = max(1, config.run // (problem.group_size * tile))
-    for tiles in range(most, 0, -1):
-        if whole % (tiles * tile) == 0:
-            return tiles * tile
-    return groups
+    return tile > 0 and (groups if problem.column_major else groups * problem.m) >= tile
 
 
-def _group_scale(problem: QuantizeProblem, x, layout):
-    absmax = jnp.maximum(jnp.max(jnp.abs(x), axis=1).astype(F32), xla.GROUP_EPS)
-    by, inverse = jnp.float32(xla.FP8_MAX), jnp.float32(1 / xla.FP8_MAX)
-    scale = rr.divide_by_few(absmax, by, inverse, layout)
-    scale = jnp.where(absmax < jnp.inf, scale, absmax)  # the correction would make Inf a NaN
+def _padded_rows(problem: QuantizeProblem) -> int:
+    """Rows of column-major scales: TMA wants each of their columns to begin at 16 bytes."""
+    return -(-problem.m // 4) * 4 if problem.tma_aligned else problem.m
+
+
+def _group_by_group(problem: QuantizeProblem, operands: QuantizeOperands):
+    """A warpgroup a group, for the few groups of a small x."""
+    p, groups, padded = problem, problem.k // problem.group_size, _padded_rows(problem)
+    pieces = rr.row_pieces(p.group_size, _itemsize(p))
+
+    def body(x_gmem, q_gmem, scale_gmem):
+        run = jax.lax.axis_index("run")
+        row, group = run // groups, run % groups
+        x = pieces.load(x_gmem, run)
+        scale = _group_scale(p, rr.row_absmax(x))
+        inverse = rr.divide(1.0, scale)
+        codes = (
+            rr.divide_by_few(v.astype(F32), scale, inverse, pieces.layout, _steps(p)) for v in x
+        )
+        pieces.store(q_gmem, run, map(rr.to_fp8, codes))
+        if not p.column_major:
+            scale_gmem[row, group] = scale
+            return
+        scale_gmem[group, row] = scale
+        for extra in range(p.m, padded):
+
+            @pl.when(row == p.m - 1)
+            def _(extra=extra):
+                scale_gmem[group, extra] = jnp.float32(0.0)
+
+    shape = (p.m * groups, p.group_size)
+    outputs = [(shape, p.out_dtype), ((groups, padded) if p.column_major else (p.m, groups), F32)]
+    kernel = _kernel(body, outputs, p.m * groups, "quantize_group_by_group")
+    q, scale = kernel(operands.x.reshape(shape))
+    return q.reshape(p.m, p.k), scale, None
+
+
+def _group_scale(problem: QuantizeProblem, absmax, layout=None):
+    """The scales of groups from their max|x|: a vector of a tile's, or one."""
+    absmax = jnp.maximum(absmax, xla.GROUP_EPS)
+    if layout is None:
+        scale = rr.divide(absmax, xla.FP8_MAX)
+    else:
+        by, inverse = jnp.float32(xla.FP8_MAX), jnp.float32(1 / xla.FP8_MAX)
+        scale = rr.divide_by_few(absmax, by, inverse, layout)
+        scale = jnp.where(absmax < jnp.inf, scale, absmax)  # the correction would make Inf a NaN
     if problem.ue8m0:
         scale = xla.power_of_two_at_least(jnp.maximum(scale, xla.GROUP_EPS))
     return scale

@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
-"""`w8a8_linear`: quantize the activations, then `scaled_mm`, as one differentiable op."""
+"""`w8a8_linear`: quantize the activations, then `scaled_mm`, as one differentiable op.
+
+On Hopper two kernels, or three where one scale serves all of x ("fp8-tensor"), and nothing else: no
+array is copied, cast or broadcast between them. The product's blocks come up while the quantization
+runs, and in a program of kernels only they load weights meanwhile (`mosaic/launch`).
+"""
 
 from __future__ import annotations
 
@@ -31,6 +36,7 @@ def w8a8_linear(
     x_scale: Any = None,
     azp: Any = None,
     azp_adj: jax.Array | None = None,
+    scale_ub: Any = None,
     bias: jax.Array | None = None,
     out_dtype: Any = None,
     implementation: str | Sequence[str] | None = None,
@@ -50,7 +56,9 @@ def w8a8_linear(
         "fp8", or "fp8-group" for block scales.
       x_scale: one number makes the scheme static; None finds scales ("fp8-group" only finds).
       azp: the zero point of a static "int8-asym", one int32 number.
-      azp_adj: int32 [N], `sum_k w[n, k]` ("int8-asym"); computed if None, once a call.
+      azp_adj: int32 [N] or [1, N] ("int8-asym"): `sum_k w[n, k]`; of a static scheme
+        `azp * sum_k w[n, k]`, as a checkpoint's layer keeps it. Computed if None, once a call.
+      scale_ub: one number that caps what a row's scale is made from (dynamic "fp8").
       bias: float [N] or [1, N].
       out_dtype: bfloat16, float16 or float32; None is x's dtype.
       implementation: of the GEMM, see `scaled_mm`.
@@ -89,6 +97,8 @@ def w8a8_linear(
         checks.bad_value("x_scale", "None with activation 'fp8-group'", x_scale)
     if activation != "int8-asym" and (azp is not None or azp_adj is not None):
         checks.bad_value("azp", f"None with activation {activation!r}", azp)
+    if scale_ub is not None and (activation != "fp8" or x_scale is not None):
+        checks.bad_value("scale_ub", "None unless activation is a dynamic 'fp8'", scale_ub)
     if bias is not None:
         bias = checks.as_array("bias", bias, _FLOATS)
         checks.check_shape("bias", bias, (w.shape[0],), (1, w.shape[0]))
@@ -97,19 +107,24 @@ def w8a8_linear(
     if implementation is not None and not isinstance(implementation, str):
         implementation = tuple(implementation)
     static = (activation, out_dtype.name, implementation)
-    out = _linear(static, x.reshape(-1, x.shape[-1]), w, bias, (x_scale, azp, azp_adj))
+    given = x_scale, azp, azp_adj, scale_ub
+    out = _linear(static, x.reshape(-1, x.shape[-1]), w, bias, given)
     return out.reshape(*x.shape[:-1], w.shape[0])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _linear(static, x, w, bias, given):
-    (activation, out_dtype, implementation), (x_scale, azp, azp_adj) = static, given
+    activation, out_dtype, implementation = static
+    x_scale, azp, azp_adj, scale_ub = given
     if activation == "fp8-group":
         q, x_scale = quantize_fp8_group(x, 128)
     elif activation.startswith("fp8"):
-        q, x_scale = quantize_fp8(x, x_scale, per_token=activation == "fp8")
+        q, x_scale = quantize_fp8(x, x_scale, per_token=activation == "fp8", scale_ub=scale_ub)
     else:
+        is_static = x_scale is not None
         q, x_scale, azp = quantize_int8(x, x_scale, azp, symmetric=activation == "int8")
+        if is_static and azp_adj is not None:
+            azp = None  # which azp_adj holds already: a call multiplies nothing
     with after_quantization():
         return scaled_mm(
             q,

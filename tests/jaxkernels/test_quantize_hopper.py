@@ -162,6 +162,26 @@ def test_interpreted(name, m, k, rng):
     check(p, o, got)
 
 
+@pytest.mark.parametrize(
+    "m, k, group, more",
+    [
+        (1, 256, 128, {}),
+        (3, 384, 128, {"ue8m0": True}),  # one tile, and one group left
+        (5, 640, 128, {"column_major": True, "tma_aligned": True}),
+        (3, 1408, 128, {"column_major": True, "tma_aligned": True}),
+        (3, 960, 192, {}),  # groups that no tile has
+        (9, 320, 64, {}),
+    ],
+)
+def test_few_groups(m, k, group, more, rng):
+    p = problem(m, k, FP8, "group", group_size=group, **more)
+    assert hopper.supports(p, H200)
+    o = operands(p, awkward(rng, m, k))
+    with interpreted():
+        got = jax.tree.map(np.asarray, hopper.run(p, o))
+    check(p, o, got)
+
+
 def layout_conflicts(module: bytes) -> list[str]:
     """Register layouts that a lowered kernel converts without knowing how: it would not compile.
 
@@ -326,7 +346,17 @@ def test_two_corrections_divide_exactly(rng):
     assert (np.signbit(corrected(zeros, by, 2)) == np.signbit(zeros)).all()
 
 
-GPU_SHAPES = [(1, 128), (7, 1025), (8, 4096), (16, 5137), (33, 1280), (256, 8192), (64, 28672)]
+GPU_SHAPES = [
+    (1, 128),
+    (3, 130),  # two codes a thread
+    (3, 1408),
+    (7, 1025),  # and one
+    (8, 4096),
+    (16, 5137),
+    (33, 1280),
+    (256, 8192),
+    (64, 28672),
+]
 
 
 @pytest.mark.gpu
@@ -359,7 +389,10 @@ def test_gpu_division_is_correctly_rounded(rng):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["fp8-token", "int8-static", "fp8-group", "fp8-tensor"])
+@pytest.mark.parametrize(
+    "name",
+    ["int8-token", "int8-token-azp", "fp8-token", "int8-static", "fp8-group", "fp8-tensor"],
+)
 def test_gpu_more_than_2_to_the_31_elements(name):
     """Offsets beyond 32 bits: the last rows of 4.3 GB come out right."""
     out, scale, more = SCHEMES[name]
@@ -370,10 +403,10 @@ def test_gpu_more_than_2_to_the_31_elements(name):
     def run(key):
         x = jax.random.normal(key, (m, k), jnp.bfloat16)
         o = QuantizeOperands(x, jnp.full((1, 1), 0.0123) if scale == "static" else None)
-        q, s, _ = hopper.run(p, o)
-        return x[-8:], q[-8:], s[-8:]
+        q, s, azp = hopper.run(p, o)
+        return x[-8:], q[-8:], s[-8:], None if azp is None else azp[-8:]
 
-    x, q, s = run(jax.random.key(7))
+    x, q, s, azp = run(jax.random.key(7))
     tail = dataclasses.replace(p, m=8)
     if scale == "tensor":  # the scale is the whole tensor's: check the codes with it
         o = QuantizeOperands(x, s)
@@ -381,4 +414,4 @@ def test_gpu_more_than_2_to_the_31_elements(name):
         want, have = formula(tail, o)[0].astype(F32), np.asarray(q).astype(F32)
         np.testing.assert_array_equal(have, want)
     else:
-        check(tail, operands(tail, x), (np.asarray(q), np.asarray(s), None))
+        check(tail, operands(tail, x), jax.tree.map(np.asarray, (q, s, azp)))

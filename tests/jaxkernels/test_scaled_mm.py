@@ -16,6 +16,8 @@ from jaxkernels import (
     QuantizedTensor,
     dequantize,
     quantize,
+    quantize_fp8,
+    quantize_fp8,
     quantize_int8,
     scalar_types,
     scaled_mm,
@@ -283,7 +285,19 @@ def test_w8a8_linear_static_asymmetric(rng):
     codes = np.clip(np.rint(x * (F(1) / F(4 / 255))) - 128, -128, 127)
     exact = ((codes + 128) * F(4 / 255)).astype(np.float64) @ np.asarray(dequantize(w)).T
     np.testing.assert_allclose(out, exact, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(w8a8_linear(x, w, azp_adj=row_sums, **static), out)
+    np.testing.assert_array_equal(w8a8_linear(x, w, azp_adj=-128 * row_sums, **static), out)
+
+
+def test_w8a8_linear_caps_scales(rng):
+    weight, x = rng.standard_normal((8, 32)).astype(F), rng.standard_normal((5, 32)).astype(F)
+    w = quantize(weight, scalar_types.float8_e4m3fn)
+    q, scale = quantize_fp8(x, scale_ub=F(0.5))
+    assert np.asarray(scale).max() <= F(0.5) / F(448)
+    out = w8a8_linear(x, w, scale_ub=F(0.5))
+    np.testing.assert_array_equal(out, scaled_mm(q, w, scale, out_dtype=F))
+    for more in ({"activation": "fp8-tensor"}, {"x_scale": F(1)}):
+        with pytest.raises(ValueError, match="scale_ub: .*dynamic 'fp8'"):
+            w8a8_linear(x, w, scale_ub=F(0.5), **more)
 
 
 def test_w8a8_linear_gradient_is_straight_through(rng):
