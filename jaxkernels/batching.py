@@ -19,6 +19,7 @@ from jaxkernels.problem import (
     MixedMMOperands,
     QuantizeOperands,
     ScaledMMOperands,
+    W4A8Operands,
 )
 
 
@@ -86,6 +87,15 @@ def _fold_mixed(size, batched, ops: MixedMMOperands, problem):
     return dataclasses.replace(problem, m=size * problem.m), rows
 
 
+def _fold_w4a8(size, batched, ops: W4A8Operands, problem):
+    if any(jax.tree.leaves((batched.w, batched.bias))):
+        return None
+    m = problem.m
+    x = _rows(size, batched.x, ops.x, m)
+    rows = ops._replace(x=x, x_scale=_rows(size, batched.x_scale, ops.x_scale, m))
+    return dataclasses.replace(problem, m=size * m), rows
+
+
 def _fold_quantize(size, batched, ops: QuantizeOperands, problem):
     shared = not any(jax.tree.leaves(batched._replace(x=False)))
     if problem.scale == "tensor" or problem.column_major or not shared:
@@ -97,6 +107,7 @@ def _fold_quantize(size, batched, ops: QuantizeOperands, problem):
 _FOLDS = {
     ScaledMMOperands: _fold_scaled,
     MixedMMOperands: _fold_mixed,
+    W4A8Operands: _fold_w4a8,
     QuantizeOperands: _fold_quantize,
 }
 

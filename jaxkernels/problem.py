@@ -30,6 +30,8 @@ __all__ = [
     "ScaledMMOperands",
     "ScaledMMProblem",
     "Support",
+    "W4A8Operands",
+    "W4A8Problem",
     "dtype_name",
     "find_device",
 ]
@@ -199,6 +201,70 @@ class MixedMMOperands(NamedTuple):
 
     x: jax.Array
     w: Any
+    bias: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class W4A8Problem:
+    """One GEMM of 4-bit weights and 8-bit activations.
+
+    Attributes:
+      m, n, k: sizes.
+      weight_type: the weights' `ScalarType`.
+      x_dtype: "float8_e4m3fn" or "int8"; x has one scale a row.
+      out_dtype: dtype name.
+      group_size: elements of K per weight scale; -1 is the whole of K.
+      scale_dtype: dtype name of the weight scales.
+      channel_scale: whether there is a second scale, one a row of w.
+      bias: whether a bias [n] is added.
+      layout: "plain", or the name of a prepared layout.
+    """
+
+    m: int
+    n: int
+    k: int
+    weight_type: ScalarType
+    x_dtype: str
+    out_dtype: str
+    group_size: int = -1
+    scale_dtype: str = "float32"
+    channel_scale: bool = False
+    bias: bool = False
+    layout: str = "plain"
+
+    @property
+    def group(self) -> int:
+        """Elements of K that share a scale, as a number: K itself where `group_size` is -1."""
+        return self.k if self.group_size == -1 else min(self.group_size, self.k)
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of the product."""
+        return 2 * self.m * self.n * self.k
+
+    @property
+    def min_bytes(self) -> int:
+        """Bytes that must move: each operand read once, the result written once."""
+        groups = -(-self.k // self.group)
+        return (
+            self.m * (self.k + 4)
+            + self.n * self.k * self.weight_type.size_bits // 8
+            + self.n * groups * _bytes(self.scale_dtype)
+            + self.n * (4 * self.channel_scale + _bytes(self.out_dtype) * self.bias)
+            + self.m * self.n * _bytes(self.out_dtype)
+        )
+
+
+class W4A8Operands(NamedTuple):
+    """The arrays of a `W4A8Problem`.
+
+    x [m, k]; w a `QuantizedTensor` (a second scale a row is its global_scale, [n, 1]); x_scale
+    float32 [m, 1]; bias [n] or None.
+    """
+
+    x: jax.Array
+    w: Any
+    x_scale: jax.Array
     bias: jax.Array | None = None
 
 

@@ -90,7 +90,8 @@ class QuantizedTensor:
         [ceil(N/bn), ceil(K/bk)] in blocks.
       zero_point: uint8 codes of the scale's shape (checkpoint values, no "+1"), or None.
       g_idx: int32 [K], the group of each column (GPTQ's act-order), or None: k // G.
-      global_scale: float32 [1, 1], the second-level scale of NVFP4, or None.
+      global_scale: float32 [1, 1], the second-level scale of NVFP4, or [N, 1], that of fp8 group
+        scales (`mixed_mm.prepare_w4a8.split_scales`), or None.
       shape: (N, K), logical.
       scalar_type: a type out of `WEIGHT_TYPES`.
       group_shape: (-1, -1), (1, -1), (1, G) or (bn, bk), as the scale's shape.
@@ -205,7 +206,7 @@ class QuantizedTensor:
                 checks.bad_value("g_idx", "None with block scales", self.g_idx)
         if self.global_scale is not None:
             checks.check_array("global_scale", self.global_scale, [jnp.float32])
-            checks.check_shape("global_scale", self.global_scale, (1, 1))
+            checks.check_shape("global_scale", self.global_scale, (1, 1), (n, 1))
         return self
 
     @property

@@ -89,8 +89,13 @@ def partition_specs(
         scale=scale,
         zero_point=None if w.zero_point is None else scale,
         g_idx=None if w.g_idx is None else PartitionSpec(k),
-        global_scale=None if w.global_scale is None else PartitionSpec(),
+        global_scale=None if w.global_scale is None else _cut_rows(w.global_scale, n),
     )
+
+
+def _cut_rows(global_scale, n: str | None) -> PartitionSpec:
+    """A second-level scale: one for all, or one a row of w."""
+    return PartitionSpec(n, None) if n and global_scale.shape[-2] > 1 else PartitionSpec()
 
 
 def local(w: QuantizedTensor) -> QuantizedTensor:

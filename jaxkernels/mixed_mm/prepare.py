@@ -120,10 +120,10 @@ def _prepare(w: QuantizedTensor) -> QuantizedTensor:
 
 
 def unprepare(w: QuantizedTensor) -> QuantizedTensor:
-    """The plain tensor that `prepare` was given, bit for bit.
+    """The plain tensor that `prepare` or `prepare_w4a8` was given, bit for bit.
 
     Args:
-      w: a `QuantizedTensor` of layout "hopper_fragment".
+      w: a `QuantizedTensor` of layout "hopper_fragment" or "hopper_w4a8".
 
     Returns:
       A `QuantizedTensor` of layout "plain".
@@ -137,6 +137,10 @@ def unprepare(w: QuantizedTensor) -> QuantizedTensor:
       >>> unprepare(prepare(w))
       QuantizedTensor(uint4b8[8, 64], per channel, scale float32[8, 1], 288 bytes)
     """
+    from jaxkernels.mixed_mm.prepare_w4a8 import HOPPER_W4A8, unprepare_w4a8
+
+    if w.layout == HOPPER_W4A8:
+        return unprepare_w4a8(w)
     if w.layout != HOPPER_FRAGMENT:
         raise ValueError(f"w: expected layout {HOPPER_FRAGMENT!r}, got {w.layout!r}")
     return _unprepare(w)

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""Packed int4 weights to fragments of the 8-bit tensor-core instructions (e4m3 and int8).
+
+A tile is 64 rows (n) by 128 columns (k) of 4-bit codes, stored as 8 rows of 128 words of 32 bits,
+so that the 8 words a thread of a warpgroup loads (16 bytes at a time) hold exactly the elements of
+its wgmma A fragments. With thread t = 32 * warp + 4 * row + quad, its word 2 * s + half holds
+
+    n = 16 * warp + 8 * half + row,   k = 32 * s + 16 * upper + 4 * quad + byte
+
+at bits 16 * upper + 4 * byte: each 16 bits are the selector of one byte permutation (PRMT) and
+become the four bytes of one fragment register.
+
+A stored code is made for that instruction. PRMT picks a byte of an 8-byte table by three bits of
+the selector; where the fourth, h, is set, it gives eight copies of that byte's sign bit instead.
+Two tables are looked up, A with the code and B with h inverted, so one of the two gives a table's
+byte and the other 0x00 or 0xFF, and their XOR is the value if B's negative entries are stored
+inverted. All values at one (s, lo) have the same sign, which is what makes this work:
+
+    code = (h, s, lo)     h = 0 (table A)      h = 1 (table B)
+    s = 0                 1  2  3  4           5  6  7  0
+    s = 1                -5 -6 -7 -8          -1 -2 -3 -4
+
+So 8 codes take 9 instructions for any 16 values: 4 PRMT, 2 XOR, and 3 to make the selectors. For
+int8 the tables are constants. For e4m3 they hold each code times the row's group scale, rounded
+once to e4m3 (as upstream's lookup tables do); the products 1..8 of a row are made by two threads,
+four each, with the hardware's conversion, and shared with the other threads of the row's quad by
+shuffles. The sign of a negative scale is XORed in last, for nothing.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax._src.lib.mlir import ir
+from jax._src.lib.mlir.dialects import arith, gpu, llvm, vector
+from jax.experimental.mosaic import gpu as mgpu
+from jax.experimental.mosaic.gpu import fragmented_array
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jaxkernels.mosaic.interpret import is_interpreting
+from jaxkernels.mosaic.weight_formats import LANES
+
+TILE_N = 64  # rows of a tile
+TILE_K = 128  # columns of a tile: 128 bytes of 8-bit activations, and a group of scales
+WORD_ROWS = 8  # rows of 128 words that a tile is stored as
+E4M3_MAX = 448.0
+
+_ROW = plgpu.Layout.WGMMA.reduce(1)  # one value a row of a fragment
+_WORDS = plgpu.Layout.WG_STRIDED((WORD_ROWS, LANES), vec_size=4)
+_FRAGMENT = plgpu.Layout.WGMMA_8BIT
+# Tables A and B of int8, as two words each.
+_INT8_TABLES = ((0x04030201, 0xF8F9FAFB), (0x00070605, 0x03020100))
+
+
+# -- the order of a tile ------------------------------------------------------------------------
+
+
+def pack_tiles8(values: jax.Array) -> jax.Array:
+    """int8 values -8..7 [N, K], of whole tiles, to words int32 [N/64, K/128 * 8, 128]."""
+    n, k = values.shape
+    values = values.astype(jnp.int32)
+    negative = values < 0
+    size = jnp.where(values == 0, 8, jnp.abs(values))  # 1 to 8, and 8 for 0
+    codes = ((size > 4) != negative) * 8 + negative * 4 + ((size - 1) & 3)
+    codes = codes.astype(jnp.uint32)
+    # n = tile, warp, half, row;  k = tile, register, s, upper, quad, byte
+    v = codes.reshape(n // TILE_N, 4, 2, 8, k // TILE_K, 2, 2, 2, 4, 4)
+    v = v.transpose(0, 4, 5, 1, 3, 8, 6, 2, 7, 9)
+    words = (v << _bit_positions()).sum((-1, -2), dtype=jnp.uint32)
+    words = jax.lax.bitcast_convert_type(words, jnp.int32)
+    return words.reshape(n // TILE_N, k // TILE_K * WORD_ROWS, LANES)
+
+
+def unpack_tiles8(words: jax.Array) -> jax.Array:
+    """The inverse of `pack_tiles8`: int8 values [N, K]."""
+    tiles, rows, _ = words.shape
+    ktiles = rows // WORD_ROWS
+    w = jax.lax.bitcast_convert_type(words, jnp.uint32)
+    w = w.reshape(tiles, ktiles, 2, 4, 8, 4, 2, 2, 1, 1)
+    codes = (w >> _bit_positions()) & 0xF
+    codes = codes.transpose(0, 3, 7, 4, 1, 2, 6, 8, 5, 9)
+    codes = codes.astype(jnp.int32)
+    negative = (codes & 4) != 0
+    size = (codes & 3) + 1 + jnp.where((codes >= 8) != negative, 4, 0)
+    values = jnp.where(negative, -size, size & 7).astype(jnp.int8)
+    return values.reshape(tiles * TILE_N, ktiles * TILE_K)
+
+
+def _bit_positions() -> jax.Array:
+    """uint32 [upper 2, byte 4]."""
+    upper = jax.lax.broadcasted_iota(jnp.uint32, (2, 4), 0)
+    return 16 * upper + 4 * jax.lax.broadcasted_iota(jnp.uint32, (2, 4), 1)
+
+
+# -- in a kernel --------------------------------------------------------------------------------
+
+
+def load_words8(ref) -> jax.Array:
+    """The words of one tile, int32 [8, 128] in shared memory, each thread its own."""
+    return plgpu.load(ref, layout=_WORDS)
+
+
+def fragment8(words, dtype, scales=None) -> jax.Array:
+    """A tile's values as the A operand of an 8-bit wgmma.
+
+    Args:
+      words: what `load_words8` gave.
+      dtype: int8: the values themselves. float8_e4m3fn: the products with `scales`, each rounded
+        once, to nearest even, and kept inside e4m3's +-448.
+      scales: float8_e4m3fn [64], one a row (`convert.load_rows`); None for int8.
+
+    Returns:
+      dtype [64, 128]; on a GPU in wgmma's register layout.
+    """
+    if is_interpreting():
+        return fragment8_twin(words, dtype, scales)
+    rows = () if scales is None else (scales,)
+
+    @plgpu.inline_mgpu(
+        arg_types=(_WORDS, *[_ROW] * len(rows)),
+        return_type=plgpu.ShapeDtypeStruct((TILE_N, TILE_K), dtype, _FRAGMENT),
+    )
+    def convert(_, words, *rows):
+        emit = _Emitter()
+        tables = emit.scaled_tables(rows[0]) if rows else emit.int8_tables()
+        per_thread = [
+            vector.extract(register, [], ir.DenseI64ArrayAttr.get([i]))
+            for register in words.registers.flat
+            for i in range(4)
+        ]
+        element = emit.i8 if jnp.dtype(dtype) == jnp.int8 else ir.Float8E4M3FNType.get()
+        quad = ir.VectorType.get((4,), element)
+        flat = []
+        for s in range(4):
+            pairs = [emit.values(per_thread[2 * s + half], tables[half]) for half in range(2)]
+            for upper in range(2):
+                for half in range(2):
+                    one = vector.broadcast(ir.VectorType.get((1,), emit.i32), pairs[half][upper])
+                    flat.append(vector.bitcast(quad, one))
+        layout = _FRAGMENT.to_mgpu()
+        registers = np.array(flat, dtype=object)
+        array = mgpu.FragmentedArray(
+            _registers=registers.reshape(layout.registers_shape((TILE_N, TILE_K))),
+            _layout=layout,
+            _is_signed=True if element == emit.i8 else None,
+        )
+        return fragmented_array.optimization_barrier(array)
+
+    return convert(words, *rows)
+
+
+def fragment8_twin(words, dtype, scales=None) -> jax.Array:
+    """`fragment8` in plain jax.numpy, bit for bit but for the sign of zeros."""
+    values = unpack_tiles8(words[None])
+    if scales is None:
+        return values.astype(dtype)
+    return rounded_products(values, scales[:, None])
+
+
+def rounded_products(values: jax.Array, scales: jax.Array) -> jax.Array:
+    """values * scales, rounded once to float8_e4m3fn and kept inside +-448.
+
+    Args:
+      values: int8, -8 to 7.
+      scales: float8_e4m3fn, broadcasting against values.
+    """
+    exact = values.astype(jnp.float32) * scales.astype(jnp.float32)
+    return jnp.clip(exact, -E4M3_MAX, E4M3_MAX).astype(jnp.float8_e4m3fn)
+
+
+def scratch8_type(warpgroups: int, dtype) -> plgpu.SMEM:
+    """Shared memory for `convert.multiply`, one tile a warpgroup; next to nothing on a GPU."""
+    if not is_interpreting():
+        return plgpu.SMEM((warpgroups, 16), dtype)
+    transforms = (plgpu.TilingTransform((8, TILE_K)), plgpu.SwizzleTransform(128))
+    return plgpu.SMEM((warpgroups, TILE_N, TILE_K), dtype, transforms=transforms)
+
+
+class _Emitter:
+    """PTX on i32 registers of four bytes."""
+
+    def __init__(self):
+        self.i8 = ir.IntegerType.get_signless(8)
+        self.i32 = ir.IntegerType.get_signless(32)
+
+    def const(self, value: int):
+        value &= 0xFFFFFFFF
+        signed = value - (1 << 32) if value >> 31 else value
+        return arith.constant(self.i32, ir.IntegerAttr.get(self.i32, signed))
+
+    def asm(self, text: str, *args):
+        """Inline PTX with one i32 result, $0; ints are constants in registers."""
+        args = [self.const(a) if isinstance(a, int) else a for a in args]
+        return llvm.inline_asm(self.i32, args, text, ",".join(["=r"] + ["r"] * len(args)))
+
+    def prmt(self, low, high, selector):
+        return self.asm("prmt.b32 $0, $1, $2, $3;", low, high, selector)
+
+    def masked(self, word, mask: int, lut: int):
+        """A bit operation of a word and an immediate."""
+        return self.asm(f"lop3.b32 $0, $1, 0x{mask:08X}, 0, 0x{lut:02X};", word)
+
+    def int8_tables(self):
+        (a0, a1), (b0, b1) = _INT8_TABLES
+        table = tuple(map(self.const, (a0, a1, b0, b1)))
+        return [(*table, None)] * 2
+
+    def scaled_tables(self, scales):
+        """(A0, A1, B0, B1, sign) of the two rows of this thread."""
+        rows = []
+        for register in scales.registers.flat:
+            bits = vector.bitcast(ir.VectorType.get((1,), self.i8), register)
+            bits = vector.extract(bits, [], ir.DenseI64ArrayAttr.get([0]))
+            rows.append(arith.extui(self.i32, bits))
+        # Thread q of a quad makes the products 1-4 (q even) or 5-8 (q odd) of row q / 2.
+        thread = arith.index_cast(self.i32, gpu.thread_id(gpu.Dimension.x))
+        odd = arith.andi(thread, self.const(1))
+        second = arith.shrui(arith.andi(thread, self.const(2)), self.const(1))
+        selector = arith.muli(second, self.const(0x1111))
+        both = arith.ori(rows[0], arith.shli(rows[1], self.const(8)))
+        scale = self.prmt(both, 0, selector)
+        scale = self.asm(
+            "{ .reg .b16 l, h; mov.b32 {l, h}, $1; cvt.rn.f16x2.e4m3x2 $0, l; }", scale
+        )
+        is_odd = arith.cmpi(arith.CmpIPredicate.ne, odd, self.const(0))
+        factors = [  # fp16 pairs: 1, 2 and 3, 4, or 5, 6 and 7, 8
+            arith.select(is_odd, self.const(high), self.const(low))
+            for low, high in ((0x40003C00, 0x46004500), (0x44004200, 0x48004700))
+        ]
+        products = [self.asm("mul.rn.f16x2 $0, $1, $2;", scale, f) for f in factors]
+        bytes_ = self.asm(
+            "{ .reg .b16 a, b; cvt.rn.satfinite.e4m3x2.f16x2 a, $1; "
+            "cvt.rn.satfinite.e4m3x2.f16x2 b, $2; mov.b32 $0, {a, b}; }",
+            *products,
+        )
+        words = [  # segments of four lanes
+            self.asm(f"shfl.sync.idx.b32 $0, $1, {q}, 0x1C1F, 0xFFFFFFFF;", bytes_)
+            for q in range(4)
+        ]
+        return [
+            (
+                self.masked(low, 0x7F7F7F7F, 0xC0),  # A0: 1 2 3 4
+                self.masked(high, 0x80808080, 0xFC),  # A1: -5 -6 -7 -8
+                self.masked(high, 0x007F7F7F, 0xC0),  # B0: 5 6 7 0
+                self.masked(low, 0x7F7F7F7F, 0x0C),  # B1: -1 -2 -3 -4, inverted
+                self.masked(low, 0x80808080, 0xC0),
+            )
+            for low, high in (words[:2], words[2:])
+        ]
+
+    def values(self, word, table):
+        """The two fragment registers of a word: of its lower and of its upper 16 bits."""
+        a0, a1, b0, b1, sign = table
+        toggled = self.masked(word, 0x88888888, 0x3C)
+        out = []
+        for upper in range(2):
+            first, second = word, toggled
+            if upper:
+                first, second = (arith.shrui(v, self.const(16)) for v in (word, toggled))
+            a = self.prmt(a0, a1, first)
+            b = self.prmt(b0, b1, second)
+            if sign is None:
+                out.append(arith.xori(a, b))
+            else:
+                out.append(self.asm("lop3.b32 $0, $1, $2, $3, 0x96;", a, b, sign))
+        return out
