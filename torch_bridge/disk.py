@@ -19,6 +19,7 @@ altered or about something else is as good as none. Files appear under their nam
 The files are code that will run, so a folder that other users may write to is not used.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -257,8 +258,9 @@ def _bound(where: Path, size: int) -> None:
         files = []
         for entry in os.scandir(where):
             if entry.name.startswith(("kernel-", "program-", "tmp-")):
-                status = entry.stat()
-                files.append((status.st_mtime, status.st_size, entry.path))
+                with contextlib.suppress(FileNotFoundError):  # another process has renamed it
+                    status = entry.stat()
+                    files.append((status.st_mtime, status.st_size, entry.path))
         total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
             if total <= limit:

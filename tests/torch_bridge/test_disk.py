@@ -171,7 +171,7 @@ def test_the_longest_unused_go_first(where, monkeypatch):
     assert (where / "notes.txt").exists()
 
 
-def test_readers_beside_writers_see_whole_files(where):
+def test_readers_beside_writers_see_whole_files(where, monkeypatch):
     stop, wrong = threading.Event(), []
 
     def read():
@@ -180,10 +180,16 @@ def test_readers_beside_writers_see_whole_files(where):
             if found is not None and found != BINARY:
                 wrong.append(found)
 
-    threads = [threading.Thread(target=read) for _ in range(2)]
+    def write():
+        while not stop.is_set():
+            disk.store_kernel("key", 0, BINARY)
+
+    monkeypatch.setattr(disk, "_warn", wrong.append)
+    threads = [threading.Thread(target=f) for f in (read, read, write, write)]
     for thread in threads:
         thread.start()
     for _ in range(200):
+        disk._written["next"] = 0  # looks at all files each time, some of them half written
         disk.store_kernel("key", 0, BINARY)
     stop.set()
     for thread in threads:
