@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""Runs one family's kernels at small shapes, for `tools/sanitize.sh`.
+
+    python tools/sanitize_cases.py FAMILY
+
+Layers go through `QuantLinear`, quantization through the public ops; both launch kernels directly,
+so that a sanitizer sees little besides them. Shapes have ragged edges, rings longer than K, and
+products that are split.
+"""
+
+import sys
+
+import jax
+import torch
+from torch import nn
+
+from jaxkernels import quantize_fp8, quantize_fp8_group, quantize_int8
+from torch_bridge import QuantLinear, compile_kernel
+
+LAYERS = {
+    "int8": ("w8a8-int8", (264, 512)),
+    "fp8": ("w8a8-fp8", (256, 2176)),
+    "fp8-block": ("fp8-block", (320, 1024)),
+    "w4a16": ("w4a16-g128", (264, 512)),
+    "w4a16-zp": ("w4a16-g64-zp", (128, 1024)),
+    "w8a16": ("w8a16", (256, 512)),
+}
+QUANTIZATIONS = {
+    "quantize-int8": (
+        lambda x, scale: quantize_int8(x),
+        lambda x, scale: quantize_int8(x, symmetric=False),
+        lambda x, scale: quantize_int8(x, scale)[0],
+    ),
+    "quantize-fp8": (
+        lambda x, scale: quantize_fp8(x),
+        lambda x, scale: quantize_fp8(x, per_token=False),
+        lambda x, scale: quantize_fp8(x, scale)[0],
+    ),
+    "quantize-group": (
+        lambda x, scale: quantize_fp8_group(x, 128),
+        lambda x, scale: quantize_fp8_group(x, 64, ue8m0=True),
+        lambda x, scale: quantize_fp8_group(x, 128, column_major=True, tma_aligned=True),
+    ),
+}
+
+
+def run_layer(recipe: str, n: int, k: int) -> int:
+    linear = nn.Linear(k, n, device="cuda", dtype=torch.bfloat16).requires_grad_(False)
+    layer, runs = QuantLinear.from_linear(linear, recipe), 0
+    for rows in (1, 24, 192):
+        x = torch.randn(rows, k, device="cuda", dtype=torch.bfloat16)
+        got, want = layer(x).float(), linear(x).float()
+        error = float((got - want).norm() / want.norm())
+        assert error < 0.2, (recipe, rows, error)
+        runs += 1
+    return runs
+
+
+def run_quantization(family: str) -> int:
+    shapes = [(3, 1408), (8, 1024)] if "group" in family else [(7, 1025), (3, 130), (8, 4096)]
+    runs = 0
+    for op in QUANTIZATIONS[family]:
+        for shape in shapes:
+            x = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+            scale = torch.full((1, 1), 0.03, device="cuda")
+            kernel = compile_kernel(lambda *a, op=op: tuple(jax.tree.leaves(op(*a))), x, scale)
+            for out in kernel(x, scale):
+                assert bool(torch.isfinite(out.float()).all()), (family, shape)
+            runs += 1
+    return runs
+
+
+def main(family: str) -> None:
+    torch.manual_seed(0)
+    if family in LAYERS:
+        recipe, (n, k) = LAYERS[family]
+        runs = run_layer(recipe, n, k)
+    else:
+        runs = run_quantization(family)
+    torch.cuda.synchronize()
+    print(f"ran {runs} launches of {family}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1] not in (*LAYERS, *QUANTIZATIONS):
+        sys.exit(f"usage: sanitize_cases.py {'|'.join((*LAYERS, *QUANTIZATIONS))}")
+    main(sys.argv[1])
