@@ -20,30 +20,41 @@ def best_layout(w: QuantizedTensor, kernel: type, dtype: torch.dtype) -> str:
     "hopper_fragment" where the class tries the Hopper kernel of `mixed_mm` and that takes the
     weight with activations of this dtype; else "plain".
     """
+    if not w.data.is_cuda:
+        return PLAIN
+    structs = jax.tree.map(lambda t: jax.ShapeDtypeStruct(tuple(t.shape), _name(t.dtype)), w)
+    with trace_context(w.data.device):
+        return layout_for(structs, kernel, _name(dtype))
+
+
+def layout_for(w: QuantizedTensor, kernel: type, dtype: str) -> str:
+    """`best_layout` of a weight of structs, on the device that is being traced for."""
     tried = dict(implementations_of(kernel.backing))
-    if not w.data.is_cuda or kernel.backing.op != "mixed_mm" or "hopper" not in tried:
+    if kernel.backing.op != "mixed_mm" or "hopper" not in tried:
         return PLAIN
     if w.layout == PLAIN and not can_prepare(w).ok:
         return PLAIN
     n, k = w.shape
-    name = str(dtype).removeprefix("torch.")
     problem = MixedMMProblem(
         m=1,
         n=n,
         k=k,
         weight_type=w.scalar_type,
-        x_dtype=name,
-        out_dtype=name,
+        x_dtype=dtype,
+        out_dtype=dtype,
         group_size=w.group_size,
         granularity=w.granularity,
         zero_points=w.zero_point is not None,
+        g_idx=w.g_idx is not None,
         layout=HOPPER_FRAGMENT,
-        scale_dtype=str(w.scale.dtype).removeprefix("torch."),
+        scale_dtype=w.scale.dtype.name,
         global_scale=w.global_scale is not None,
     )
-    with trace_context(w.data.device):
-        supported = tried["hopper"].supports(problem, trace_device())
-    return HOPPER_FRAGMENT if supported.ok else PLAIN
+    return HOPPER_FRAGMENT if tried["hopper"].supports(problem, trace_device()).ok else PLAIN
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def to_layout(w: QuantizedTensor, layout: str) -> QuantizedTensor:

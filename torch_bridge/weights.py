@@ -209,7 +209,15 @@ def _widths(layer):
 
 
 def fp8(kernel, layer) -> Operands:
-    """W8A8 fp8 per tensor or channel; shards' scales are merged by requantization."""
+    """W8A8 fp8 per tensor or channel; shards' scales are merged by requantization.
+
+    Blocks too, of the weight-only classes that are in the block-scaled list.
+    """
+    block = kernel.config.weight_quant_key.scale.group_shape
+    if block.row > 1:
+        scale = getattr(layer, "weight_scale_inv", None)
+        scale = layer.weight_scale if scale is None else scale
+        return Operands(_in_blocks(layer, scale, block))
     p = kernel._get_layer_params(layer)
     name_w, name_s, name_x, _ = kernel.layer_param_names
     data = nk(name_w, p.weight, _E4M3)
@@ -239,17 +247,20 @@ def fp8(kernel, layer) -> Operands:
 
 def fp8_block(kernel, layer) -> Operands:
     """fp8 in blocks: `weight_scale_inv` (or `weight_scale`) holds a scale a block."""
-    p = kernel._get_layer_params(layer)
-    data = nk("weight", p.weight, _E4M3)
-    block = kernel.config.weight_quant_key.scale.group_shape
+    given = kernel._get_layer_params(layer).weight_scale
+    return Operands(_in_blocks(layer, given, kernel.config.weight_quant_key.scale.group_shape))
+
+
+def _in_blocks(layer, given, block) -> QuantizedTensor:
+    data = nk("weight", layer.weight, _E4M3)
     wanted = tuple(-(-size // b) for size, b in zip(data.shape, block, strict=True))
-    scale = p.weight_scale.detach()
+    scale = given.detach()
     if scale.dtype == torch.uint8:  # power-of-two scales as bytes
         scale = scale.view(torch.float8_e8m0fnu)
     if scale.shape != wanted:
-        _refuse("weight_scale_inv", f"one scale a block, {list(wanted)}", p.weight_scale)
+        _refuse("weight_scale_inv", f"one scale a block, {list(wanted)}", given)
     scale = _array(scale.to(torch.float32).contiguous())
-    return Operands(from_fp8(_array(data), scale, weight_block_size=tuple(block)))
+    return from_fp8(_array(data), scale, weight_block_size=tuple(block))
 
 
 # -- micro-scaled ---------------------------------------------------------------------------------
