@@ -48,8 +48,15 @@ def _tensors(operands: Operands) -> Operands:
 
 def read(reader, kernel, layer) -> Operands:
     """`reader(kernel, layer)` where the layer's weight is."""
-    devices = {p.device for p in vars(layer).get("_parameters", vars(layer)).values()
-               if isinstance(p, torch.Tensor)}  # fmt: skip
+    held = vars(layer).get("_parameters", vars(layer))
+    given = {name: p for name, p in held.items() if isinstance(p, torch.Tensor)}
+    devices = {p.device for p in given.values()}
+    for name, parameter in given.items():
+        if parameter.requires_grad and name != "bias":
+            raise ValueError(
+                f"{name}: it requires a gradient, and a quantized weight gets none; call "
+                f"layer.{name}.requires_grad_(False)"
+            )
     if len(devices) != 1:
         names = ", ".join(sorted(map(str, devices))) or "none"
         raise ValueError(f"layer: expected its parameters on one device, got {names}")

@@ -3,8 +3,11 @@
 """Upstream's contract, class by class: load a checkpoint's layer, prepare it, apply it."""
 
 import copy
+import gc
+import time
 
 import bridge_layers as checkpoints
+import jax
 import numpy as np
 import pytest
 import torch
@@ -559,6 +562,21 @@ def test_a_wrong_checkpoint_leaves_the_layer_alone(rng, name, value, message):
     assert_unchanged(layer, before)
 
 
+def test_weights_that_require_a_gradient_are_refused(rng):
+    layer, names, weight = checkpoints.mixed(rng, "gptq", N, K, 64)
+    layer.scales.requires_grad_(True)
+    layer.register_parameter("bias", torch.nn.Parameter(torch.zeros(N)))  # that one may
+    kernel = mp_kernel(mp_config(N, K, 64), names)
+    before = unchanged(layer)
+    with pytest.raises(ValueError, match="scales: it requires a gradient"):
+        kernel.process_weights_after_loading(layer)
+    assert_unchanged(layer, before)
+    layer.scales.requires_grad_(False)
+    kernel.process_weights_after_loading(layer)
+    x = torch.from_numpy(rng.standard_normal((3, K))).to(torch.bfloat16)
+    checkpoints.check_close(kernel.apply_weights(layer, x).detach(), x, weight)
+
+
 def test_copies_are_independent(rng, prepared):
     kernel, layer, weight = prepared
     copied = copy.deepcopy(layer)
@@ -613,3 +631,59 @@ def test_gpu_wrong_device(rng):
     kernel.process_weights_after_loading(layer.cuda())
     with pytest.raises(ValueError, match="prepared on cuda:0, x is on cpu"):
         kernel.apply_weights(layer, torch.ones(2, K, dtype=torch.bfloat16))
+
+
+def memory_in_use():
+    """Bytes on the GPU that torch and JAX hold, when neither is about to let go of more."""
+    torch.cuda.synchronize()
+    gc.collect()
+    time.sleep(0.5)  # what JAX has read is let go of by a thread
+    return torch.cuda.memory_allocated() + jax.local_devices()[0].memory_stats()["bytes_in_use"]
+
+
+def large(kind, rng, n=2048, k=4096):
+    """(kernel, a layer on the GPU, bytes of its weight and scales at rest)."""
+    if kind in ("gptq", "awq", "ct"):
+        zeros = kind != "gptq"
+        layer, names, _ = checkpoints.mixed(rng, kind, n, k, 128, 4, zeros)
+        config = mp_config(n, k, 128, 4, zeros)
+        kernel = selection.choose_mp_linear_kernel(config)(config, *names)
+        return kernel, layer.cuda(), n * k // 2 + n * k // 128 * (3 if zeros else 2)
+    if kind == "int8":
+        codes = rng.integers(-128, 128, (n, k)).astype(np.int8)
+        scale = np.full((n, 1), 0.01, np.float32)
+        layer = checkpoints.Layer(weight=codes, weight_scale=scale)
+        layer.logical_widths = [n]
+        layer.input_scale = layer.input_zero_point = layer.azp_adj = None
+        config = Int8ScaledMMLinearLayerConfig(False, True, True)
+        kernel = selection.CutlassInt8ScaledMMLinearKernel(config, INT8_NAMES)
+        return kernel, layer.cuda(), n * k + 4 * n
+    codes = fp8_values(rng, n, k).to(torch.float8_e4m3fn)
+    if kind == "fp8":
+        layer = checkpoints.Layer(weight=codes, weight_scale=torch.full((n, 1), 0.1))
+        layer.input_scale = None
+        kernel = selection.CutlassFP8ScaledMMLinearKernel(fp8_config(), FP8_NAMES)
+        return kernel, layer.cuda(), n * k + 4 * n
+    scale = torch.full((n // 128, k // 128), 0.1)
+    layer = checkpoints.Layer(weight=codes, weight_scale_inv=scale)
+    config = fp8_config(GroupShape(128, 128), GroupShape(1, 128))
+    config.out_dtype = config.input_dtype = torch.bfloat16
+    config.weight_shape = (n, k)
+    kernel = selection.choose_kernel(config, kind="fp8_block").kernel(config)
+    return kernel, layer.cuda(), n * k + 4 * scale.numel()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["gptq", "awq", "ct", "int8", "fp8", "fp8_block"])
+def test_gpu_a_prepared_layer_holds_its_weights_once(rng, kind):
+    x = torch.from_numpy(rng.standard_normal((3, 4096))).to("cuda", torch.bfloat16)
+    kernel, layer, _ = large(kind, rng)  # once, so that compiling and JAX's own needs are past
+    kernel.process_weights_after_loading(layer)
+    kernel.apply_weights(layer, x)
+    del kernel, layer
+    before = memory_in_use()
+    kernel, layer, expected = large(kind, rng)
+    kernel.process_weights_after_loading(layer)
+    kernel.apply_weights(layer, x)
+    held = memory_in_use() - before
+    assert expected <= held < 1.02 * expected
