@@ -67,10 +67,11 @@ class PrefillConfig:
     @property
     def compute_registers(self) -> int | None:
         """Registers a compute thread is given, or None where an even share is enough."""
-        threads = self.wg_n + 1
-        if self.tile_m // 2 + 72 <= 512 // threads // 8 * 8:
+        share = 512 // (self.wg_n + 1) // 8 * 8  # what the launch gives every thread
+        if self.tile_m // 2 + 72 <= share:
             return None
-        return min((512 - _MEMORY_REGISTERS) // self.wg_n // 8 * 8, 240)
+        # More than the launch has would be waited for forever.
+        return min((share * (self.wg_n + 1) - _MEMORY_REGISTERS) // self.wg_n // 8 * 8, 240)
 
 
 def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillConfig) -> jax.Array:

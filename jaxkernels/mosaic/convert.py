@@ -6,15 +6,18 @@ What a tile's words hold is said in `mosaic.weight_formats`; the PTX is in `mosa
 
 How a pair of codes becomes two floats (bf16 has 7 explicit mantissa bits, fp16 has 10):
 
-    4 bits, bf16   (w & 0x000F000F) | 0x4300 = 128 + q; minus (128 + zero) is exact
     4 bits, fp16   0x6400 | q = 1024 + q in bits 0-3; 0x5400 | q << 4 = 64 + q in bits 4-7
-    int8,   bf16   (128 + low 7 bits) - (128, or 256 where the sign bit is set): exact
-    int8,   fp16   0x6480 ^ byte = 1024 + 128 + value; minus 1152 is exact
+    int8,   fp16   0x6400 | byte = 1024 + q; minus (1024 + zero) is exact
+    ints,   bf16   an integer v < 256 in the low bits is the (subnormal) number v * 2^-133, so
+                   v * 2^127 - zero * 2^-6 in one fma is (q - zero) * 2^-6; 16 q in bits 4-7 gives
+                   (q - zero) / 4, and so does (0x4300 | q = 128 + q) / 4 - (128 + zero) / 4
     floats         sign and the rest moved to the float's places; times a power of two is exact
 
-Scales are one value a row, for 16, 32 or 64 columns of a tile. In bfloat16 a scaled float weight
-costs one product: the power of two is in the scale already, all but 2^-64 of it, which keeps every
-factor in range (`exponent_left_out`) and goes on the float32 sum instead. Scales of 8 bits come as
+Scales are one value a row, for 16, 32 or 64 columns of a tile. In bfloat16 a scaled weight costs
+one operation: the power of two is in the scale already, all but 2^-64 of it, which keeps every
+factor in range (scales from 2^-62 to 2^58), and an integer type's own zero is in the same fma:
+v * (2^69 * scale) - 2^-64 * zero * scale, rounded once. The powers of two that values lack
+(`exponent_left_out`) go on the float32 sum. Scales of 8 bits come as
 words, one code for each 16 or 32 columns; they are exact in both dtypes wherever their values are
 (e8m0: from 2^-60 to 2^64 in bfloat16, from 2^-24 to 2^15 in float16; infinite above).
 """
@@ -38,6 +41,7 @@ from jaxkernels.mosaic.weight_formats import (
     TILE,
     WeightFormat,
     decode_scales,
+    exponent_bias,
     pack_tiles,
     scale_kind,
     unpack_tiles,
@@ -88,7 +92,11 @@ def same_in_rows(value: jax.Array) -> jax.Array:
 
 def exponent_left_out(fmt: WeightFormat, dtype, scaled: bool) -> int:
     """e, where `fragment` gives its values times 2^-e: the sum must be multiplied by 2^e."""
-    return FOLD if scaled and fmt.is_float and jnp.dtype(dtype) == jnp.bfloat16 else 0
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        return 0
+    if scaled:
+        return FOLD
+    return 0 if fmt.is_float else exponent_bias(fmt, dtype)
 
 
 def fragment(
@@ -107,8 +115,7 @@ def fragment(
         with a code for each half of the columns or int32 with one for each quarter.
 
     Returns:
-      dtype [64, 64]; on a GPU in wgmma's register layout. If there are scales, without the factor
-      2^`exponent_left_out`.
+      dtype [64, 64], without the factor 2^`exponent_left_out`; on a GPU in wgmma's register layout.
     """
     if is_interpreting():
         return fragment_twin(words, fmt, dtype, zeros=zeros, scales=scales, scales_are=scales_are)
@@ -120,7 +127,7 @@ def fragment(
         return_type=plgpu.ShapeDtypeStruct((TILE, TILE), dtype, layout),
     )
     def convert(_, words, *rows):
-        emit = Emitter(fmt, dtype, scaled=bool(scales))
+        emit = Emitter(fmt, dtype, scaled=bool(scales), zeros=bool(zeros))
         zero_pairs = [emit.zero_pairs(v) for v in rows[: len(zeros)]] or [emit.zero_pairs(None)]
         scale_pairs = emit.scale_pairs(rows[len(zeros) :], scales_are)
         per_thread = [
@@ -132,10 +139,13 @@ def fragment(
         flat = []
         for r in range(4):
             for j in range(4):
-                value = emit.values(per_thread, r, j, zero_pairs[r * len(zero_pairs) // 4])
-                if scales:
-                    scale = scale_pairs[r * len(scale_pairs) // 4][j % 2]
-                    value = emit.ptx(f"mul.rn.{emit.float2}", value, scale)
+                scale = scale_pairs[r * len(scale_pairs) // 4][j % 2] if scales else None
+                if emit.fused:
+                    value = emit.scaled_values(per_thread, r, j, scale)
+                else:
+                    value = emit.values(per_thread, r, j, zero_pairs[r * len(zero_pairs) // 4])
+                    if scales:
+                        value = emit.ptx(f"mul.rn.{emit.float2}", value, scale)
                 one = vector.broadcast(ir.VectorType.get((1,), emit.i32), value)
                 flat.append(vector.bitcast(pair, one))
         registers = np.array(flat, dtype=object).reshape(layout.to_mgpu().registers_shape((64, 64)))
@@ -188,13 +198,13 @@ def fragment_twin(
         return jnp.repeat(jnp.stack(rows, axis=1), TILE // len(rows), axis=1)
 
     value = _value(unpack_tiles(words[None], fmt), fmt, columns(zeros) if zeros else fmt.zero)
+    left_out = exponent_left_out(fmt, dtype, bool(scales))
     if not scales:
-        return value.astype(dtype)
+        return (value * 2.0**-left_out).astype(dtype)
     if scales_are != "float":
         (rows,) = scales
         scales = tuple(scale.astype(dtype) for scale in decode_scales(rows, scales_are))
     scale = columns(scales).astype(dtype)
-    left_out = exponent_left_out(fmt, dtype, True)
     if scales_are == "e8m0" and left_out:  # exact, and the product may be outside float32's range
         return (value * (scale.astype(jnp.float32) * 2.0**-left_out)).astype(dtype)
     product = value.astype(dtype) * scale

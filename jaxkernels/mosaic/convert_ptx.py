@@ -14,8 +14,9 @@ from jax._src.lib.mlir.dialects import arith, llvm, vector
 
 from jaxkernels.mosaic.weight_formats import E2M1_PLACES, exponent_bias
 
-FOLD = 64  # log2 of what is left out of scaled float weights in bfloat16
+FOLD = 64  # log2 of what is left out of scaled weights in bfloat16
 _BOTH = 0x10001  # a 16-bit constant times this is in both halves of a word
+_2_127, _MINUS_2_127 = 0x7F007F00, 0xFF00FF00  # bfloat16
 _BROADCAST = (0x1010, 0x3232)  # prmt selectors: one half of a word to both
 
 
@@ -31,15 +32,19 @@ class Emitter:
       fmt: the `WeightFormat`.
       dtype: bfloat16 or float16.
       scaled: whether values are multiplied by what `scale_pairs` gives.
+      zeros: whether there are zero points.
     """
 
-    def __init__(self, fmt, dtype, scaled: bool):
+    def __init__(self, fmt, dtype, scaled: bool, zeros: bool = False):
         self.fmt = fmt
         self.half = jnp.dtype(dtype) == jnp.float16
         self.float2 = "f16x2" if self.half else "bf16x2"
         self.i32 = ir.IntegerType.get_signless(32)
         # The power of two that moved bits lack is in the scale, all but 2^-FOLD of it.
-        self.folded = scaled and fmt.is_float and not self.half
+        self.folded = scaled and not self.half
+        # (code - zero) * scale in one operation: exact before it is rounded, as zero * scale is
+        # exact where zero is a power of two.
+        self.fused = self.folded and not fmt.is_float and not zeros
 
     def const(self, value: int):
         value &= 0xFFFFFFFF
@@ -87,6 +92,8 @@ class Emitter:
         many parts of the tile's columns as have scales of their own."""
         if kind == "float":
             parts = [self.row_pairs(rows) for rows in scales]
+            if self.fused:
+                return [[self._factors(v, half) for half, v in enumerate(p)] for p in parts]
             if self.folded:
                 power = self._fold()
                 parts = [[self.ptx("mul.rn.bf16x2", v, power) for v in pair] for pair in parts]
@@ -96,6 +103,16 @@ class Emitter:
         decode = self._e4m3_scales if kind == "e4m3" else self._e8m0_scales
         low, high = (decode(word, codes) for word in self.row_words(rows))
         return list(zip(low, high, strict=True))
+
+    def _factors(self, scale, half: int):
+        """What to multiply a bare code by and then to add, for half 0 or 1 of the rows."""
+        place = 4 * half if self.fmt.kind == "int4" else 0  # of the code in its 16 bits
+        factor = self.ptx("mul.rn.bf16x2", scale, power_of_two(133 - place - FOLD, False))
+        zero = self.fmt.zero ^ self.fmt.flip
+        if not zero:
+            return factor, self.const(0)
+        power = power_of_two(zero.bit_length() - 1 - FOLD, False) | 0x80008000
+        return factor, self.ptx("mul.rn.bf16x2", scale, power)
 
     def _fold(self) -> int:
         return power_of_two(exponent_bias(self.fmt, jnp.bfloat16) - FOLD, False)
@@ -136,38 +153,40 @@ class Emitter:
         return out[:codes]
 
     def zero_pairs(self, rows):
-        """What to subtract from a pair, for half 0 and half 1 of the fragment's rows."""
-        kind, half = self.fmt.kind, self.half
-        if self.fmt.is_float:
+        """The zero as `values` takes it, for half 0 and half 1 of the fragment's rows."""
+        if self.fmt.is_float or self.fused:
             return None
         if rows is None:
-            zero = self.fmt.zero ^ self.fmt.flip  # of 4-bit types; 8-bit ones have it in `flip`
-            if kind == "int4" and half:
-                return [
-                    self.const(0x64006400 | zero * _BOTH),
-                    self.const(0x54005400 | zero * 0x100010),
-                ]
-            if kind == "int4":
-                return [self.const(0x43004300 | zero * _BOTH)] * 2
-            return [self.const(0x64806480)] * 2 if half else None
-        low, high = self.row_pairs(rows)
-        if kind == "int4" and half:
-            return [
-                arith.ori(low, self.const(0x64006400)),
-                arith.ori(self.shift(high, -4), self.const(0x54005400)),
-            ]
-        if kind == "int4":
-            return [arith.ori(v, self.const(0x43004300)) for v in (low, high)]
-        if half:
-            return [arith.ori(v, self.const(0x64006400)) for v in (low, high)]
-        # zero - 128, from the zero's low bits and its top bit, as for the codes (_int8)
-        return [self._int8(arith.xori(v, self.const(0x00800080))) for v in (low, high)]
+            zero = self.const((self.fmt.zero ^ self.fmt.flip) * _BOTH)
+            low = high = zero
+        else:
+            low, high = self.row_pairs(rows)
+        four = self.fmt.kind == "int4"
+        if self.half:
+            magic, places = (0x64006400, 0x54005400) if four else (0x64006400,) * 2, (0, 4 * four)
+            moved = (self.shift(low, -places[0]), self.shift(high, -places[1]))
+            return [arith.ori(v, self.const(m)) for v, m in zip(moved, magic, strict=True)]
+        if four:  # -(32 + zero / 4) and -zero / 4
+            low = arith.ori(low, self.const(0xC200C200))
+            return [low, self.ptx("mul.rn.bf16x2", self.shift(high, -4), _MINUS_2_127)]
+        return [self.ptx("mul.rn.bf16x2", v, _MINUS_2_127) for v in (low, high)]
 
-    def _int8(self, v):
-        """Two's complement bytes at bits 0 and 16 to bf16: (128 + low bits) - (128 or 256)."""
-        low = self.lop3(v, 0x007F007F, 0x43004300, 0xEA)
-        sign = self.lop3(v, 0x00800080, 0x43004300, 0xEA)
-        return self.ptx("sub.rn.bf16x2", low, sign)
+    def _code(self, word, half: int):
+        """The codes of a pair at bits 0 (or 4, for half 1 of int4) of 16, and nothing else."""
+        if self.fmt.kind == "int4":
+            return arith.andi(word, self.const((0x000F000F, 0x00F000F0)[half]))
+        if half:
+            return self.ptx("prmt.b32", word, 0, 0x4341)
+        return arith.andi(word, self.const(0x00FF00FF))
+
+    def scaled_values(self, words, r: int, j: int, factors):
+        """Register j of the fragment's k16 step r, with the scale, where that is `fused`."""
+        half = j % 2
+        if self.fmt.kind == "int4":
+            code = self._code(self.shift(words[r], 8 * (j // 2)), half)
+        else:
+            code = self._code(words[2 * r + j // 2], half)
+        return self.ptx("fma.rn.bf16x2", code, *factors)
 
     def values(self, words, r: int, j: int, zeros):
         """Register j of the fragment's k16 step r, without scale."""
@@ -179,22 +198,20 @@ class Emitter:
                 return bits
             bias = exponent_bias(self.fmt, jnp.float16 if self.half else jnp.bfloat16)
             return self.ptx(f"mul.rn.{self.float2}", bits, power_of_two(bias, self.half))
-        if self.fmt.kind == "int4":
-            word = words[r]
-            if self.half:  # half 0 in bits 0-3, half 1 in bits 4-7 of each 16
-                word = self.shift(word, 8 * (j // 2))
+        if self.fmt.kind == "int4":  # half 0 in bits 0-3, half 1 in bits 4-7 of each 16
+            word = self.shift(words[r], 8 * (j // 2))
+            if self.half:
                 mask, magic = ((0x000F000F, 0x64006400), (0x00F000F0, 0x54005400))[half]
-                value = self.lop3(word, mask, magic, 0xEA)
-            else:
-                value = self.lop3(self.shift(word, 4 * j), 0x000F000F, 0x43004300, 0xEA)
-            return self.ptx(f"sub.rn.{self.float2}", value, zeros[half])
+                return self.ptx("sub.rn.f16x2", self.lop3(word, mask, magic, 0xEA), zeros[half])
+            if half:
+                return self.ptx("fma.rn.bf16x2", self._code(word, 1), _2_127, zeros[1])
+            value = self.lop3(word, 0x000F000F, 0x43004300, 0xEA)
+            return self.ptx("fma.rn.bf16x2", value, power_of_two(-2, False), zeros[0])
         word = words[2 * r + j // 2]
-        word = self.shift(word, 8 * half)
         if self.half:
-            value = self.lop3(word, 0x00FF00FF, 0x64806480, 0x6A)  # (a & b) ^ c
+            value = self.lop3(self.shift(word, 8 * half), 0x00FF00FF, 0x64006400, 0xEA)
             return self.ptx("sub.rn.f16x2", value, zeros[half])
-        value = self._int8(word)
-        return value if zeros is None else self.ptx("sub.rn.bf16x2", value, zeros[half])
+        return self.ptx("fma.rn.bf16x2", self._code(word, half), _2_127, zeros[half])
 
     def _e4m3(self, word, half: int):
         """e4m3 bytes at bits 8 * half + {0, 16}, in a float's places; NaN codes become 480."""

@@ -16,8 +16,8 @@ both. With j = 2 * k8 + half:
     e2m1   word r of the thread,          bit b of the element at E2M1_PLACES[j][b] + 16 * {0, 1}
     8 bits word 2 * r + k8 of the thread, element bits at 8 * half + 16 * {0, 1}
 
-Codes are stored so that conversion is cheapest: 4-bit integers in offset binary (value + 8), 8-bit
-ones in two's complement (`WeightFormat.flip` is the XOR that brings a type's codes there), and the
+Codes are stored so that conversion is cheapest: integers in offset binary (value + 8, value + 128;
+`WeightFormat.flip` is the XOR that brings a type's codes there), and the
 bits of e2m1 as far apart as bfloat16 wants sign and magnitude, so that for three elements of four
 one shift brings both to their places.
 """
@@ -45,7 +45,7 @@ class WeightFormat:
     """How a weight type is stored in tiles and what its codes mean.
 
     Attributes:
-      kind: "int4" (offset binary), "int8" (two's complement), "e4m3" or "e2m1".
+      kind: "int4" or "int8" (offset binary), "e4m3" or "e2m1".
       flip: XOR from the checkpoint's code to the stored one.
       zero: the type's own zero in checkpoint codes, where there are no zero points.
     """
@@ -67,9 +67,9 @@ FORMATS: dict[ScalarType, WeightFormat] = {
     scalar_types.int4: WeightFormat("int4", 8, 0),
     scalar_types.uint4b8: WeightFormat("int4", 0, 8),
     scalar_types.uint4: WeightFormat("int4", 0, 0),
-    scalar_types.int8: WeightFormat("int8", 0, 0),
-    scalar_types.uint8b128: WeightFormat("int8", 0x80, 128),
-    scalar_types.uint8: WeightFormat("int8", 0x80, 0),
+    scalar_types.int8: WeightFormat("int8", 0x80, 0),
+    scalar_types.uint8b128: WeightFormat("int8", 0, 128),
+    scalar_types.uint8: WeightFormat("int8", 0, 0),
     scalar_types.float8_e4m3fn: WeightFormat("e4m3", 0, 0),
     scalar_types.float4_e2m1f: WeightFormat("e2m1", 0, 0),
 }
@@ -162,6 +162,8 @@ def decode_scales(rows: jax.Array, kind: str) -> tuple[jax.Array, ...]:
 
 
 def exponent_bias(fmt: WeightFormat, dtype) -> int:
-    """A float code's bits, moved to a 16-bit float's places, are its value times 2^-this."""
-    own = {"e4m3": 7, "e2m1": 1}[fmt.kind]
-    return (15 if np.dtype(dtype) == np.float16 else 127) - own
+    """What conversion makes of a code, before any power of two, is its value times 2^-this."""
+    half = np.dtype(dtype) == np.float16
+    if not fmt.is_float:
+        return 0 if half else {"int4": 2, "int8": 6}[fmt.kind]
+    return (15 if half else 127) - {"e4m3": 7, "e2m1": 1}[fmt.kind]
