@@ -18,6 +18,7 @@ The rules, each with a test:
 """
 
 import atexit
+import contextlib
 import functools
 import queue
 import threading
@@ -437,4 +438,15 @@ def jax_device(device: torch.device) -> jax.Device:
 
 def _on(device: torch.device):
     """Constants and scalars of the call go where its tensors are."""
+    if jax.config.jax_default_device is None and _is_first(device):
+        return _NOTHING
     return jax.default_device(jax_device(device))
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+@functools.cache
+def _is_first(device: torch.device) -> bool:
+    """Whether JAX uses this device when nobody says which; then nothing has to be said."""
+    return jax_device(device) == jax.local_devices()[0]
