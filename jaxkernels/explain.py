@@ -10,6 +10,7 @@ from typing import Any
 from jaxkernels import checks
 from jaxkernels.choice import Choice, choose
 from jaxkernels.mixed_mm import op as mixed_mm_op
+from jaxkernels.mixed_mm import w4a8
 from jaxkernels.problem import (
     DEVICES,
     Device,
@@ -17,6 +18,7 @@ from jaxkernels.problem import (
     MixedMMProblem,
     QuantizeProblem,
     ScaledMMProblem,
+    W4A8Problem,
 )
 from jaxkernels.quantize import op as quantize_op
 from jaxkernels.scaled_mm import op as scaled_mm_op
@@ -28,6 +30,7 @@ def implementations_of(problem: Any) -> tuple[Implementation, ...]:
         ScaledMMProblem: scaled_mm_op,
         MixedMMProblem: mixed_mm_op,
         QuantizeProblem: quantize_op,
+        W4A8Problem: w4a8,
     }
     if type(problem) not in owners:
         checks.bad_type("problem", " or ".join(kind.__name__ for kind in owners), problem)
@@ -40,7 +43,7 @@ def explain_choice(
     """The implementation that an op takes for this problem on this device, with rejections.
 
     Args:
-      problem: a `ScaledMMProblem`, `MixedMMProblem` or `QuantizeProblem`.
+      problem: a `ScaledMMProblem`, `MixedMMProblem`, `W4A8Problem` or `QuantizeProblem`.
       device: a `Device`, or a key of `jaxkernels.problem.DEVICES` such as "h200".
       implementation: as the op's argument of this name.
 

@@ -15,22 +15,31 @@ from typing import Any
 
 from jaxkernels.mixed_mm import IMPLEMENTATIONS as MIXED_MM
 from jaxkernels.mixed_mm.prepare import HOPPER_FRAGMENT
-from jaxkernels.problem import Device, Implementation, MixedMMProblem, ScaledMMProblem
+from jaxkernels.mixed_mm.prepare_w4a8 import HOPPER_W4A8
+from jaxkernels.mixed_mm.w4a8 import IMPLEMENTATIONS as W4A8_MM
+from jaxkernels.problem import (
+    Device,
+    Implementation,
+    MixedMMProblem,
+    ScaledMMProblem,
+    W4A8Problem,
+)
 from jaxkernels.quantized import PLAIN, WEIGHT_TYPES, GroupShape
 from jaxkernels.scalar_types import scalar_types
 from jaxkernels.scaled_mm import IMPLEMENTATIONS as SCALED_MM
 from jaxkernels.tuning import mixed_mm as mixed_tuning
 from jaxkernels.tuning import scaled_mm as scaled_tuning
+from jaxkernels.tuning import w4a8 as w4a8_tuning
 from selection.dtypes import dtype_name
 
-Problem = ScaledMMProblem | MixedMMProblem
+Problem = ScaledMMProblem | MixedMMProblem | W4A8Problem
 
 # Sizes of a layer whose config does not say them, and the rows asked about where nobody names M.
 NOMINAL_SIZE = 4096
 NOMINAL_M = 16
 
 # Weights are brought into these layouts at load, whichever their implementation wants.
-_LAYOUTS = (PLAIN, HOPPER_FRAGMENT)
+_LAYOUTS = {MixedMMProblem: (PLAIN, HOPPER_FRAGMENT), W4A8Problem: (PLAIN, HOPPER_W4A8)}
 
 _WEIGHT_TYPES = {
     "float8_e4m3fn": scalar_types.float8_e4m3fn,
@@ -42,6 +51,7 @@ _BLOCK = GroupShape(128, 128)
 _TABLES: dict[str, dict[str, Implementation]] = {
     "scaled_mm": {implementation.name: implementation for implementation in SCALED_MM},
     "mixed_mm": {implementation.name: implementation for implementation in MIXED_MM},
+    "w4a8_mm": {implementation.name: implementation for implementation in W4A8_MM},
 }
 
 
@@ -82,8 +92,8 @@ def resolve(backing: Any, problem: Problem, device: Device) -> Resolved:
     table = _TABLES[backing.op]
     rejected = []
     laid_out = [problem]
-    if isinstance(problem, MixedMMProblem):
-        laid_out = [replace(problem, layout=layout) for layout in _LAYOUTS]
+    if type(problem) in _LAYOUTS:
+        laid_out = [replace(problem, layout=layout) for layout in _LAYOUTS[type(problem)]]
     for name in backing.implementations:
         if name not in table:
             rejected.append((name, "no such kernel in this version"))
@@ -109,7 +119,15 @@ def _mixed_hopper(problem: MixedMMProblem, config: Any, device: Device) -> float
     return mixed_tuning.estimate(problem, config, device).total
 
 
-_MODELS = {(ScaledMMProblem, "hopper"): _scaled_hopper, (MixedMMProblem, "hopper"): _mixed_hopper}
+def _w4a8_hopper(problem: W4A8Problem, config: Any, device: Device) -> float:
+    return w4a8_tuning.estimate(problem, config, device).total
+
+
+_MODELS = {
+    (ScaledMMProblem, "hopper"): _scaled_hopper,
+    (MixedMMProblem, "hopper"): _mixed_hopper,
+    (W4A8Problem, "hopper"): _w4a8_hopper,
+}
 
 
 def estimate_us(name: str, problem: Problem, config: Any, device: Device) -> float | None:
@@ -143,6 +161,23 @@ def _mixed(config: Any, m: int, n: int | None, k: int | None) -> MixedMMProblem:
         zero_points=bool(config.zero_points),
         g_idx=bool(config.has_g_idx),
         scale_dtype=act,
+    )
+
+
+def _w4a8(config: Any, m: int, n: int | None, k: int | None) -> W4A8Problem:
+    in_features, out_features = config.partition_weight_shape
+    fp8 = dtype_name(config.act_type) == "float8_e4m3fn"
+    out = _half(config.out_type)
+    return W4A8Problem(
+        m=m,
+        n=n or out_features,
+        k=k or in_features,
+        weight_type=config.weight_type,
+        x_dtype="float8_e4m3fn" if fp8 else "int8",
+        out_dtype=out,
+        group_size=config.group_size,
+        scale_dtype="float8_e4m3fn" if fp8 else out,
+        channel_scale=fp8,  # scales are split at load
     )
 
 
@@ -291,7 +326,8 @@ def problem_for(
     if inexpressible(kernel, config) is not None:
         return None
     if kernel.family == "mp":
-        return _mixed(config, m, n, k)
+        w4a8 = kernel.backing is not None and kernel.backing.op == "w4a8_mm"
+        return (_w4a8 if w4a8 else _mixed)(config, m, n, k)
     shape = getattr(config, "weight_shape", None)
     if shape is not None:
         n, k = n or shape[0], k or shape[1]

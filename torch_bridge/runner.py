@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from jaxkernels import mixed_mm, quantize_fp8, quantize_int8, w8a8_linear
+from jaxkernels import mixed_mm, quantize_fp8, quantize_int8, w4a8_linear, w8a8_linear
 from jaxkernels.quantized import QuantizedTensor
 from torch_bridge import launch
 from torch_bridge.dlpack import _passing, _returning, jax_device, to_jax
@@ -90,6 +90,8 @@ def linear(scheme: Scheme, x: jax.Array, operands: Operands, bias: jax.Array | N
     how = {"bias": bias, "out_dtype": out_dtype, "implementation": scheme.implementations}
     if scheme.activation is None:
         return mixed_mm(x, w, **how)
+    if w.packed and w.scale.dtype == jnp.float8_e4m3fn:  # split scales, see `weights.mixed`
+        return w4a8_linear(x, w, **how)
     if w.packed or w.granularity == "group":
         return _quantized_then_mixed(scheme, x, w, how)
     return w8a8_linear(
@@ -105,7 +107,10 @@ def linear(scheme: Scheme, x: jax.Array, operands: Operands, bias: jax.Array | N
 
 
 def _quantized_then_mixed(scheme, x, w, how):
-    """W4A8: activations rounded to 8 bits per token, then the mixed product on their values."""
+    """Activations rounded to 8 bits per token, then the mixed product on their values.
+
+    For classes that `mixed_mm` backs, though the layer asks for 8-bit activations.
+    """
     if scheme.activation == "fp8":
         q, x_scale = quantize_fp8(x)
     else:

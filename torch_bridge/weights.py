@@ -23,6 +23,7 @@ from jaxkernels.formats.compressed_tensors import (
     merge_static_input,
 )
 from jaxkernels.formats.fp8 import from_fp8, requantize_with_max_scale
+from jaxkernels.mixed_mm.prepare_w4a8 import split_scales
 from jaxkernels.quantized import GroupShape, QuantizedTensor
 from jaxkernels.scalar_types import scalar_types
 from torch_bridge.dlpack import jax_device, to_jax, to_torch
@@ -71,7 +72,10 @@ def read(reader, kernel, layer) -> Operands:
 
 
 def mixed(kernel, layer) -> Operands:
-    """W4A16 and W8A16: the weight, scales, zero points and g_idx named by the kernel."""
+    """4- and 8-bit weights: the weight, scales, zero points and g_idx named by the kernel.
+
+    Where `w4a8_mm` backs the class, its scales are split in two (fp8 a group, float32 a row).
+    """
     c = kernel.config
     k, n = c.partition_weight_shape
     bits = c.weight_type.size_bits
@@ -108,12 +112,12 @@ def mixed(kernel, layer) -> Operands:
         w,
         g_idx=None if whole else w.g_idx,
         group_shape=GroupShape(1, -1) if whole else GroupShape(1, group),
-    )
-    return Operands(w.validate())
+    ).validate()
+    return Operands(split_scales(w) if kernel.backing.op == "w4a8_mm" else w)
 
 
 def _orientation(name, w_q, n, k, bits) -> str:
-    """"NK" or "KN": packed along K; "AWQ": [K, N] packed along N; "values": unpacked int8."""
+    """ "NK" or "KN": packed along K; "AWQ": [K, N] packed along N; "values": unpacked int8."""
     shape, factor = tuple(w_q.shape), 32 // bits
     if w_q.dtype == torch.int8 and shape == (n, k) and bits == 4:
         return "values"

@@ -38,7 +38,7 @@ name. A kernel instance hands ``process_weights_after_loading`` and ``apply_weig
 ``kernel`` is the instance, so the runtime reads
 
 * ``kernel.config`` (dtypes in it are whatever the caller gave: use ``selection.dtype_name``),
-* ``kernel.backing.op`` ("scaled_mm" or "mixed_mm") and ``kernel.backing.implementations``
+* ``kernel.backing.op`` ("scaled_mm", "mixed_mm" or "w4a8_mm") and ``kernel.backing.implementations``
   (pass to the op as ``implementation=``, after ``kernel.available_implementations()`` dropped the
   names that do not exist in this version),
 * ``kernel.family``, ``kernel.quantizes_activations``, ``kernel.weight_layout``,

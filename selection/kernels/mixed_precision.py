@@ -49,6 +49,7 @@ from selection.layer_checks import (
 
 GPU = Backing("mixed_mm", ("hopper", "ampere", "xla"))
 XLA = Backing("mixed_mm", ("xla",))
+W4A8 = Backing("w4a8_mm", ("hopper", "xla"))
 
 _INT4, _UINT4, _UINT8 = scalar_types.int4, scalar_types.uint4, scalar_types.uint8
 _U4B8, _U8B128 = scalar_types.uint4b8, scalar_types.uint8b128
@@ -59,7 +60,11 @@ def _in_features(f: Facts) -> int:
 
 
 class CutlassW4A8LinearKernel(MPLinearKernel):
-    """Hopper: int4 weights; upstream quantizes activations to fp8 per token."""
+    """Hopper: int4 weights; activations are quantized to fp8 per token.
+
+    At load the scales are split in two (fp8 a group, float32 a row), and every product of a code
+    and a group's scale is rounded to fp8, as upstream's are.
+    """
 
     min_capability = 90
     checks = (
@@ -73,7 +78,7 @@ class CutlassW4A8LinearKernel(MPLinearKernel):
         kn_multiple_of(128, 128),
         out_type_is("bfloat16"),
     )
-    backing = GPU
+    backing = W4A8
 
 
 _MACHETE_GROUPS = Check(

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 import selection
-from jaxkernels import mixed_mm, quantize, scaled_mm
+from jaxkernels import mixed_mm, prepare_w4a8, quantize, scaled_mm, split_scales, w4a8_mm
 from jaxkernels.mixed_mm.prepare import prepare
 from jaxkernels.mosaic.interpret import interpreted
-from jaxkernels.problem import DEVICES, Device, MixedMMProblem, ScaledMMProblem
+from jaxkernels.problem import DEVICES, Device, MixedMMProblem, ScaledMMProblem, W4A8Problem
 from jaxkernels.quantized import GroupShape, QuantizedTensor
 from jaxkernels.scalar_types import scalar_types as t
 from selection import MPLinearLayerConfig, choose_kernel, platform_for, using
@@ -136,6 +136,18 @@ def run_mixed(problem, implementation, layout="plain"):
     return mixed_mm(x, w, out_dtype=problem.out_dtype, implementation=implementation)
 
 
+def run_w4a8(problem, implementation, layout="plain"):
+    rng = np.random.default_rng(3)
+    n, k = problem.n, problem.k
+    w = jnp.asarray(rng.standard_normal((n, k)), jnp.float32)
+    w = quantize(w, problem.weight_type, problem.group_size, scale_dtype=jnp.bfloat16)
+    w = split_scales(w) if problem.channel_scale else w
+    w = prepare_w4a8(w) if layout != "plain" else w
+    x = jnp.asarray(rng.integers(-100, 100, (problem.m, k)), jnp.float32).astype(problem.x_dtype)
+    x_scale = jnp.asarray(rng.random((problem.m, 1)) + 0.5, jnp.float32)
+    return w4a8_mm(x, w, x_scale, out_dtype=problem.out_dtype, implementation=implementation)
+
+
 def run_scaled(problem, implementation):
     rng = np.random.default_rng(2)
     m, n, k = problem.m, problem.n, problem.k
@@ -170,9 +182,10 @@ def compare(problem, implementations, within=contextlib.nullcontext):
             got = run_scaled(problem, implementations)
         expected = run_scaled(problem, "reference")
     else:
+        run = run_w4a8 if isinstance(problem, W4A8Problem) else run_mixed
         with within():
-            got = run_mixed(problem, implementations, problem.layout)
-        expected = run_mixed(problem, "reference")
+            got = run(problem, implementations, problem.layout)
+        expected = run(problem, "reference")
     # Two roundings of 8 bits of mantissa at the most, for bfloat16.
     close(got, expected, 0.02)
 
@@ -191,8 +204,8 @@ def test_the_class_is_reachable_and_its_backing_runs(kind, kernel):
     assert found is not None, "no device, layer and environment that this class serves"
     config, _ = found
     problem = problem_for(kernel, config, M, N, K)
-    op = {ScaledMMProblem: "scaled_mm", MixedMMProblem: "mixed_mm"}[type(problem)]
-    assert kernel.backing.op == op
+    ops = {ScaledMMProblem: "scaled_mm", MixedMMProblem: "mixed_mm", W4A8Problem: "w4a8_mm"}
+    assert kernel.backing.op == ops[type(problem)]
     assert (problem.m, problem.n, problem.k) == (M, N, K)
     assert resolve(kernel.backing, problem, DEVICES["cpu"]).name == "xla"
     assert runs_like_the_reference(problem, kernel.available_implementations())
@@ -206,6 +219,7 @@ def test_the_class_is_reachable_and_its_backing_runs(kind, kernel):
         ("fp8-block", selection.FlashInferFp8DeepGEMMDynamicBlockScaledKernel),
         ("w4a16-g128", selection.MacheteLinearKernel),
         ("w8a16", selection.MacheteLinearKernel),
+        ("w4a8-fp8", selection.CutlassW4A8LinearKernel),
     ],
 )
 def test_the_hopper_kernel_of_the_class_runs_interpreted(scheme, expected):

@@ -124,7 +124,7 @@ def test_every_class_of_upstreams_tables_is_here_and_no_other():
 def test_a_class_is_a_declaration(name):
     kernel = getattr(selection, name)
     assert kernel.__doc__ and kernel.family and kernel.backing is not None
-    assert kernel.backing.op in ("scaled_mm", "mixed_mm")
+    assert kernel.backing.op in ("scaled_mm", "mixed_mm", "w4a8_mm")
     assert kernel.backing.implementations[-1] == "xla" and kernel.available_implementations()
     assert all(isinstance(check, selection.checks.Check) for check in kernel.checks)
     assert kernel.weight_layout in ("NK", "KN")
