@@ -67,7 +67,7 @@ class DecodeConfig:
     stages: int = 4
     split_k: int = 1
     scale_on: str = "accumulator"
-    overlap: bool = False
+    overlap: bool = True
     cluster_n: int = 1
 
 

@@ -62,7 +62,7 @@ class PrefillConfig:
     stages: int = 4
     cluster_n: int = 1
     panel: int = 8
-    overlap: bool = False
+    overlap: bool = True
 
     @property
     def compute_registers(self) -> int | None:

@@ -84,8 +84,12 @@ class Emitter:
         return out
 
     def row_pairs(self, rows):
-        """The two rows' values of this thread, each in both 16-bit halves of an i32."""
-        return [arith.muli(bits, self.const(_BOTH)) for bits in self.row_words(rows)]
+        """The two rows' values of this thread, each in both 16-bit halves of an i32.
+
+        Moves, which a product that follows takes in (`.H0_H0`), where a multiplication is one more.
+        """
+        text = "{ .reg .b16 l, h; mov.b32 {l, h}, $1; mov.b32 $0, {l, l}; }"
+        return [llvm.inline_asm(self.i32, [v], text, "=r,r") for v in self.row_words(rows)]
 
     def scale_pairs(self, scales, kind: str):
         """What to multiply a pair by, for half 0 and half 1 of the fragment's rows: a list of as
