@@ -436,3 +436,34 @@ def test_gpu_refuses_capture_before_warmup(rng):
         y = layer(x)
     graph.replay()
     assert torch.equal(y, layer(x)) and y.shape == (3, 320)
+
+
+@gpu
+@pytest.mark.parametrize("name", ["w4a16-g128", "w8a8-fp8"])
+def test_gpu_two_devices_in_one_process(rng, name):
+    """Each runs where its tensors are, whatever device is current; others are refused."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    torch.manual_seed(int(rng.integers(2**31)))
+    linear = nn.Linear(512, 384, dtype=torch.bfloat16).requires_grad_(False)
+    x = torch.randn(5, 512, dtype=torch.bfloat16)
+    first = QuantLinear.from_linear(linear.to("cuda:0"), name)
+    second = copy.deepcopy(first).to("cuda:1")
+    third = QuantLinear.from_linear(linear.to("cuda:1"), name)
+    want = first(x.to("cuda:0")).cpu()
+    for current in (0, 1):
+        with torch.cuda.device(current):
+            for layer in (first, second, third):
+                y = layer(x.to(layer.data.device))
+                assert y.device == layer.data.device and torch.equal(y.cpu(), want)
+            double = wrap(lambda x: x * 2)(x.to("cuda:1"))
+            assert double.device == torch.device("cuda", 1) and torch.equal(double.cpu(), x * 2)
+            assert torch.cuda.current_device() == current
+    with pytest.raises(ValueError, match="the layer is on cuda:1, got a tensor on cuda:0"):
+        second(x.to("cuda:0"))
+    with torch.cuda.device(1):
+        graph, static = torch.cuda.CUDAGraph(), x.to("cuda:1")
+        with torch.cuda.graph(graph):
+            y = second(static)
+        graph.replay()
+        assert torch.equal(y.cpu(), want)
