@@ -11,12 +11,15 @@ A call is one kernel launch; act-order adds one that gathers x's columns (`permu
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 
 from jaxkernels.mixed_mm.hopper_decode import DecodeConfig, decode
 from jaxkernels.mixed_mm.hopper_prefill import PrefillConfig, prefill
 from jaxkernels.mixed_mm.permute import MIN_COLUMNS, permute_columns
 from jaxkernels.mixed_mm.prepare import HOPPER_FRAGMENT
+from jaxkernels.mixed_mm.prepare_shard import as_groups, is_shard
 from jaxkernels.mosaic.device import trace_device
 from jaxkernels.mosaic.weight_formats import FORMATS, SCALE_KINDS
 from jaxkernels.problem import (
@@ -84,14 +87,18 @@ def run(
     """
     from jaxkernels.tuning import mixed_mm as tuning
 
+    x, w, bias = operands
+    if w.g_idx is not None:  # prepared weights have their columns in this order
+        x = permute_columns(x, w.g_idx)
+    if is_shard(w):
+        w = as_groups(w)
+        k, group = w.shape[1], w.group_size
+        problem = replace(problem, k=k, group_size=group, granularity="group", g_idx=False)
     device = trace_device()
     config = config or tuning.choose(problem, device)
     legal = tuning.legal(problem, config, device)
     if not legal:
         raise ValueError(f"config: illegal for {problem}: {'; '.join(legal.reasons)}; got {config}")
-    x, w, bias = operands
-    if w.g_idx is not None:  # prepared weights have their columns in this order
-        x = permute_columns(x, w.g_idx)
     kernel = decode if isinstance(config, DecodeConfig) else prefill
     return kernel(problem, MixedMMOperands(x, w, bias), config)
 

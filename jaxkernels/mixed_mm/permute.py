@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """Act-order's other half: the columns of x in the order of a prepared weight's, as a kernel.
 
-    out[m, k] = x[m, order[k]]
+    out[m, p] = x[m, order[p]]
 
 A prepared act-order weight has its columns sorted by group, so a product with it needs the columns
 of x in the same order. This is a kernel of its own, ahead of the product: the product's blocks
@@ -52,16 +52,17 @@ def permute_columns(x: jax.Array, order: jax.Array) -> jax.Array:
 
     Args:
       x: bfloat16 or float16 [M, K], K at least 128 and a multiple of 8.
-      order: int32 [K], a permutation of the columns.
+      order: int32 [P], columns, P as K is; or [2, P], whose first row is meant.
     """
-    m, k = x.shape
-    pieces = row_pieces(k, 2)
+    (m, k), places = x.shape, order.shape[-1]
+    pieces, x_pieces = row_pieces(places, 2), row_pieces(k, 2)
     rows = rows_a_block(m, k)
     layout = pieces.layout
-    whole = k // pieces.size
+    whole = places // pieces.size
 
     def indices(order_gmem, start):
-        return plgpu.load(order_gmem.at[pl.ds(start, pieces.size)], layout=layout, optimized=False)
+        columns = order_gmem if order.ndim == 1 else order_gmem.at[0]
+        return plgpu.load(columns.at[pl.ds(start, pieces.size)], layout=layout, optimized=False)
 
     def in_place(x_gmem, order_gmem, out_gmem):
         row, piece = lax.axis_index("row"), lax.axis_index("piece")
@@ -80,7 +81,7 @@ def permute_columns(x: jax.Array, order: jax.Array) -> jax.Array:
         wait_for_previous_kernel()
         first = lax.axis_index("row") * rows
         for r in range(rows):
-            pieces.store(x_smem, r, pieces.load(x_gmem, jnp.minimum(first + r, m - 1)))
+            x_pieces.store(x_smem, r, x_pieces.load(x_gmem, jnp.minimum(first + r, m - 1)))
         plgpu.commit_smem()
         for start in pieces.starts:
             columns = indices(order_gmem, start)
@@ -93,7 +94,7 @@ def permute_columns(x: jax.Array, order: jax.Array) -> jax.Array:
 
     kernel = plgpu.kernel(
         staged if rows else in_place,
-        out_type=jax.ShapeDtypeStruct((m, k), x.dtype),
+        out_type=jax.ShapeDtypeStruct((m, places), x.dtype),
         grid=(-(-m // rows),) if rows else (m, whole),
         grid_names=("row",) if rows else ("row", "piece"),
         scratch_types=[plgpu.SMEM((rows, k), x.dtype)] if rows else [],

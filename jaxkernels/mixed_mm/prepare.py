@@ -14,7 +14,8 @@ The prepared layout "hopper_fragment" of a weight [N, K], with T = 64:
 
 groups is K / group_size, or 1. Only a ragged last tile adds bytes, and block scales 1.6%. One
 prepared weight serves every number of rows of x. Act-order is resolved here: rows of K are sorted
-by group, so that the kernels see contiguous groups and x's columns are gathered in that order.
+by group, so that the kernels see contiguous groups and x's columns are gathered in that order. A
+shard along K, which has parts of groups, is laid out as `prepare_shard` says.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jaxkernels.mixed_mm import prepare_shard
 from jaxkernels.mosaic.weight_formats import FORMATS, TILE, pack_tiles, scale_kind, unpack_tiles
 from jaxkernels.problem import Support
 from jaxkernels.quantized import PLAIN, QuantizedTensor, pack_nibbles, stored_codes
@@ -58,10 +60,7 @@ def can_prepare(w: QuantizedTensor) -> Support:
             f"scales of 8 bits go with float weights in groups of 16 or 32, "
             f"got {w.scalar_type} in groups of {group}",
         ),
-        (
-            w.g_idx is None or w.scale.shape[-1] * group == k,
-            "act-order with part of the groups (a K shard) is not prepared",
-        ),
+        (w.g_idx is None or not small_scales, "act-order needs scales of more than 8 bits"),
     )
 
 
@@ -71,8 +70,8 @@ def prepare(w: QuantizedTensor) -> QuantizedTensor:
     Args:
       w: plain, of any type in `weight_formats.FORMATS`; scales per tensor, channel, group (16, 32
         or multiples of 64) or block (multiples of 64 x 64), with or without zero points, g_idx and
-        a global scale. Scales of 8 bits go with float weights in groups of 16 or 32. Every group
-        of g_idx must have group_size members.
+        a global scale. Scales of 8 bits go with float weights in groups of 16 or 32. With g_idx,
+        either every group has group_size members, or w is a shard along K (outside of jit only).
 
     Returns:
       A `QuantizedTensor` with the same shape, type and group_shape; see the module's docstring.
@@ -92,26 +91,49 @@ def prepare(w: QuantizedTensor) -> QuantizedTensor:
     support = can_prepare(w)
     if not support:
         raise ValueError(f"w: cannot be prepared: {'; '.join(support.reasons)}")
+    if prepare_shard.is_shard(w):
+        return _prepare_shard(w, jnp.asarray(prepare_shard.places(w.g_idx)))
     return _prepare(w)
 
 
 @jax.jit
-def _prepare(w: QuantizedTensor) -> QuantizedTensor:
-    n, k = w.shape
-    fmt = FORMATS[w.scalar_type]
+def _prepare_shard(w: QuantizedTensor, placed: jax.Array) -> QuantizedTensor:
+    n, fmt = w.shape[0], FORMATS[w.scalar_type]
+    codes, scale, zero = prepare_shard.into_slots(_bytes(w), fmt.zero, placed, w)
+    return dataclasses.replace(
+        w,
+        data=_tiles(codes, fmt),
+        scale=_tile_rows(scale, n),
+        zero_point=None if zero is None else _tile_rows(zero, n),
+        g_idx=placed,
+        layout=HOPPER_FRAGMENT,
+    )
+
+
+def _bytes(w: QuantizedTensor) -> jax.Array:
+    """The stored codes uint8 [N, K]."""
     codes = stored_codes(w)
-    if codes.dtype != jnp.uint8:
-        codes = jax.lax.bitcast_convert_type(codes, jnp.uint8)
+    return codes if codes.dtype == jnp.uint8 else jax.lax.bitcast_convert_type(codes, jnp.uint8)
+
+
+def _tiles(codes: jax.Array, fmt) -> jax.Array:
+    # Padding holds the code whose stored bits are zero; x is zero there, whatever it means.
+    padding = tuple((0, -size % TILE) for size in codes.shape)
+    return pack_tiles(jnp.pad(codes, padding, constant_values=fmt.flip), fmt)
+
+
+@jax.jit
+def _prepare(w: QuantizedTensor) -> QuantizedTensor:
+    n = w.shape[0]
+    codes = _bytes(w)
     order = None
     if w.g_idx is not None:
         order = jnp.argsort(w.g_idx, stable=True).astype(jnp.int32)
         codes = jnp.take(codes, order, axis=1)
-    # Padding holds the code whose stored bits are zero; x is zero there, whatever it means.
-    codes = jnp.pad(codes, ((0, -n % TILE), (0, -k % TILE)), constant_values=fmt.flip)
     zero = None if w.zero_point is None else _tile_rows(w.zero_point, n)
     return dataclasses.replace(
         w,
-        data=pack_tiles(codes, fmt),
+        data=_tiles(codes, FORMATS[w.scalar_type]),
         scale=_tile_scale(w),
         zero_point=zero,
         g_idx=order,
@@ -149,9 +171,16 @@ def unprepare(w: QuantizedTensor) -> QuantizedTensor:
 @jax.jit
 def _unprepare(w: QuantizedTensor) -> QuantizedTensor:
     n, k = w.shape
-    codes = unpack_tiles(w.data, FORMATS[w.scalar_type])[:n, :k]
+    rows = 1 if w.group_shape == (-1, -1) else n
+    codes = unpack_tiles(w.data, FORMATS[w.scalar_type])[:n]
+    scale = _untile_scale(w, rows)
+    zero = None if w.zero_point is None else _untile_rows(w.zero_point, rows)
     g_idx = None
-    if w.g_idx is not None:
+    if prepare_shard.is_shard(w):
+        codes = codes[:, : w.g_idx.shape[1]]
+        codes, (scale, zero), g_idx = prepare_shard.out_of_slots(codes, (scale, zero), w)
+    codes = codes[:, :k]
+    if w.g_idx is not None and g_idx is None:
         group = k if w.group_size == -1 else w.group_size
         codes = jnp.zeros_like(codes).at[:, w.g_idx].set(codes)
         g_idx = jnp.zeros_like(w.g_idx).at[w.g_idx].set(jnp.arange(k, dtype=jnp.int32) // group)
@@ -159,10 +188,8 @@ def _unprepare(w: QuantizedTensor) -> QuantizedTensor:
         data = pack_nibbles(codes)
     else:
         data = jax.lax.bitcast_convert_type(codes, _AT_REST.get(w.scalar_type, jnp.uint8))
-    rows = 1 if w.group_shape == (-1, -1) else n
-    zero = None if w.zero_point is None else _untile_rows(w.zero_point, rows)
     return dataclasses.replace(
-        w, data=data, scale=_untile_scale(w, rows), zero_point=zero, g_idx=g_idx, layout=PLAIN
+        w, data=data, scale=scale, zero_point=zero, g_idx=g_idx, layout=PLAIN
     )
 
 

@@ -106,6 +106,21 @@ def random_weight(
     ).validate()
 
 
+SHARDED = tuple(
+    Case(kind, GroupShape(1, 32))
+    for kind in FORMATS
+    if kind != scalar_types.float4_e2m1f  # has no act-order anywhere
+)
+
+
+def random_shard(rng, case: Case, n: int, k: int, dtype="bfloat16") -> QuantizedTensor:
+    """k of the 2 * k columns of an act-order layer: parts of groups, and of one group nothing."""
+    w = random_weight(rng, case, n, 2 * k, dtype, act_order=True)
+    g_idx = jnp.where(w.g_idx == 3, 1, w.g_idx)[:k]
+    data = w.data[:, : k // 2] if w.packed else w.data[:, :k]
+    return dataclasses.replace(w, data=data, g_idx=g_idx, shape=(n, k)).validate()
+
+
 def recovered(w: QuantizedTensor, dtype, scale_on: str) -> np.ndarray:
     """What one-hot rows of x must give, by the kernels' stated roundings: float32 [N, K].
 
@@ -114,12 +129,14 @@ def recovered(w: QuantizedTensor, dtype, scale_on: str) -> np.ndarray:
     """
     value, scale = unscaled(w), w.scale.astype(jnp.float32)
     n, k = w.shape
-    if w.granularity in ("tensor", "channel"):
+    if w.g_idx is not None:
+        per_element = jnp.take(scale, w.g_idx, axis=1)
+    elif w.granularity in ("tensor", "channel"):
         per_element = jnp.broadcast_to(scale, (n, k))
     else:
         row, col = w.group_shape
         per_element = jnp.repeat(jnp.repeat(scale, col, 1), row, 0)[:n, :k]
-    grouped = w.group_size not in (-1, k) and w.group_size < k
+    grouped = w.g_idx is not None or (w.group_size != -1 and w.group_size < k)
     if grouped and scale_on == "weight":
         value = (value.astype(dtype) * per_element.astype(dtype)).astype(jnp.float32)
     else:

@@ -16,7 +16,7 @@ from jaxkernels.quantized import dequantize
 from jaxkernels.quantizer import quantize
 from jaxkernels.scalar_types import scalar_types
 
-from .mixed_mm_cases import CASES, ZERO_POINTS, random_weight, recovered
+from .mixed_mm_cases import CASES, SHARDED, ZERO_POINTS, random_shard, random_weight, recovered
 
 
 def weight(rng, scalar_type, n, k, group, dtype=jnp.bfloat16):
@@ -115,6 +115,21 @@ def test_act_order_is_a_gather_of_x(rng):
     expected = np.asarray(x, np.float64) @ np.asarray(dequantize(shuffled), np.float64).T
     got = run(x, shuffled, config).astype(np.float64)
     np.testing.assert_allclose(got, expected, rtol=2**-7, atol=2**-7 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "case, config",
+    [
+        (SHARDED[1], DecodeConfig(tile_m=64, wg_n=2, tile_k=64, stages=2, scale_on="weight")),
+        (SHARDED[2], PrefillConfig(tile_m=64, wg_n=2, stages=2)),  # with zero points
+    ],
+    ids=str,
+)
+def test_a_shard_of_act_order(rng, case, config):
+    n, k = 56, 128
+    w = random_shard(rng, case, n, k)
+    got = run(jnp.eye(k, dtype=jnp.bfloat16), w, config)
+    np.testing.assert_array_equal(np.asarray(got, np.float32), recovered(w, "bfloat16", "weight").T)
 
 
 def test_illegal_configs_are_refused_before_a_launch(rng):

@@ -17,7 +17,15 @@ from jaxkernels.mosaic import convert
 from jaxkernels.mosaic.convert import FORMATS
 from jaxkernels.scalar_types import scalar_types
 
-from .mixed_mm_cases import CASES, ZERO_POINTS, random_scales, random_weight, recovered
+from .mixed_mm_cases import (
+    CASES,
+    SHARDED,
+    ZERO_POINTS,
+    random_scales,
+    random_shard,
+    random_weight,
+    recovered,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -57,6 +65,17 @@ def test_one_hot_rows_recover_each_weight_bit_for_bit(rng, case):
             got = mixed_mm(x, prepared, implementation="hopper", config=config)
             scale_on = getattr(config, "scale_on", "weight")
             same_values(got, recovered(w, dtype, scale_on).T)
+
+
+@pytest.mark.parametrize("case", SHARDED, ids=str)
+def test_a_shard_of_act_order(rng, case):
+    n, k = 200, 512
+    for dtype in (jnp.bfloat16, jnp.float16):
+        w = random_shard(rng, case, n, k, dtype)
+        prepared, x = prepare(w), jnp.eye(k, dtype=dtype)
+        for config in (None, ON_WEIGHT[0]):
+            got = mixed_mm(x, prepared, implementation="hopper", config=config)
+            same_values(got, recovered(w, dtype, "weight").T)
 
 
 def tile_by_ptx(words, fmt, dtype, zeros, scales, scales_are):

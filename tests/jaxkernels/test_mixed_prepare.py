@@ -18,7 +18,7 @@ from jaxkernels.quantized import GroupShape, QuantizedTensor
 from jaxkernels.quantizer import quantize
 from jaxkernels.scalar_types import scalar_types
 
-from .mixed_mm_cases import CASES, random_weight
+from .mixed_mm_cases import CASES, SHARDED, random_shard, random_weight
 
 TYPES = list(convert.FORMATS)
 
@@ -48,6 +48,18 @@ def test_unprepare_gives_back_every_bit(case, n, groups, act_order, seed):
     assert prepared.layout == HOPPER_FRAGMENT
     assert prepared.granularity == w.granularity or w.scale.size == 1
     assert_same_bits(unprepare(prepared), w)
+
+
+@pytest.mark.parametrize("case", SHARDED, ids=str)
+def test_a_shard_of_act_order_comes_back(rng, case):
+    w = random_shard(rng, case, 72, 128)
+    prepared = prepare(w)
+    columns, groups = np.asarray(prepared.g_idx)
+    assert columns.size % 16 == 0 and set(columns) == set(range(128))
+    assert (groups.reshape(-1, 16) == groups[::16, None]).all()  # a slot has one scale
+    assert_same_bits(unprepare(prepared), w)
+    with pytest.raises(ValueError, match="g_idx: expected values .a K shard is prepared outside"):
+        jax.jit(prepare)(w)
 
 
 def test_ragged_blocks_come_back(rng):
