@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 import torch
-from bridge_layers import Layer, check_close
+from bridge_layers import Layer, check_close, mixed
 
 import selection
 import torch_bridge  # noqa: F401 (installs the runtimes)
-from jaxkernels import GroupShape
+from jaxkernels import GroupShape, scalar_types
 from jaxkernels.mixed_mm.prepare import HOPPER_FRAGMENT
 from jaxkernels.mosaic.compile import lower_program
 from jaxkernels.quantized import PLAIN, dequantize
@@ -40,6 +40,12 @@ def block(rng, name):
     data = torch.from_numpy(rng.standard_normal((N, K))).to(torch.float8_e4m3fn)
     scale = torch.from_numpy(rng.uniform(0.5, 2, (N // 128, K // 128)).astype(np.float32))
     return Layer(weight=data, **{name: scale})
+
+
+def act_order_shard(rng):
+    """Half the columns of a GPTQ layer, with parts of all its groups."""
+    layer, _, _ = mixed(rng, "gptq", N, 2 * K, 64, act_order=True, plain=True)
+    return Layer(qweight=layer.qweight[: K // 8], scales=layer.scales, g_idx=layer.g_idx[:K])
 
 
 def fp8_block_config():
@@ -69,6 +75,16 @@ LAYERS = {
         weights.micro_scaled,
     ),
 }
+LAYERS["act-order, half of K"] = (
+    act_order_shard,
+    lambda: selection.MarlinLinearKernel(
+        selection.MPLinearLayerConfig(
+            (2 * K, N), (K, N), scalar_types.uint4b8, torch.bfloat16, 64, False, True
+        ),
+        "qweight", "scales", "qzeros", "g_idx",
+    ),
+    weights.mixed,
+)  # fmt: skip
 for name in ("weight_scale_inv", "weight_scale"):
     LAYERS[f"fp8-block, {name}"] = (
         lambda rng, name=name: block(rng, name),
@@ -84,7 +100,7 @@ def bits(w):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_from_the_checkpoint_to_one_kernel(rng, name, monkeypatch):
+def test_from_the_checkpoint_to_the_kernel(rng, name, monkeypatch):
     monkeypatch.setenv("VLLM_TEST_FORCE_FP8_MARLIN", "1")
     make_layer, make_kernel, read = LAYERS[name]
     with selection.using("h200"):
@@ -111,7 +127,7 @@ def test_from_the_checkpoint_to_one_kernel(rng, name, monkeypatch):
     x = jax.ShapeDtypeStruct((24, K), "bfloat16")
     with trace_context():
         program = lower_program(lambda x, operands: linear(scheme, x, operands, None), x, structs)
-    assert len(program.kernels) == 1
+    assert len(program.kernels) == (2 if w.g_idx is not None else 1)  # one gathers x's columns
 
 
 @pytest.mark.gpu
