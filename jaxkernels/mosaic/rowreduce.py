@@ -26,8 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax._src.lib.mlir import ir
-from jax._src.lib.mlir.dialects import arith, llvm, math, vector
+from jax._src.lib.mlir.dialects import arith, gpu, llvm, math, memref, vector
 from jax.experimental import pallas as pl
+from jax.experimental.mosaic.gpu import utils
 from jax.experimental.mosaic.gpu.fragmented_array import FragmentedArray, TiledLayout, Tiling
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -49,15 +50,30 @@ class Pieces:
         """Contiguous elements a thread, as many as one load takes."""
         return plgpu.Layout.WG_STRIDED((self.size,), vec_size=self.size // THREADS)
 
-    def load(self, ref, row) -> list[jax.Array]:
-        """The pieces of `ref[row]` in registers, in the array's own dtype."""
+    def load(self, ref, row, first=0) -> list[jax.Array]:
+        """The pieces of `ref[row]` in registers, in the array's own dtype, `first` elements on."""
         return [
-            plgpu.load(ref.at[row, pl.ds(start, self.size)], layout=self.layout, optimized=False)
+            plgpu.load(
+                ref.at[row, pl.ds(first + start, self.size)], layout=self.layout, optimized=False
+            )
             for start in self.starts
         ]
 
-    def store(self, ref, row, values: Iterable[jax.Array]) -> None:
-        """Writes the pieces of `ref[row]`, each as soon as it is computed.
+    def split(self, most: int) -> tuple[int, Pieces]:
+        """How many warpgroups, at most `most`, share a row evenly, and what each of them takes.
+
+        Example:
+          >>> row_pieces(14336, 2).split(8)
+          (7, Pieces(starts=(0, 1024), size=1024))
+        """
+        count = len(self.starts)
+        if self.starts[-1] != (count - 1) * self.size:  # the last piece overlaps another
+            return 1, self
+        share = next(n for n in range(min(count, most), 0, -1) if count % n == 0)
+        return share, Pieces(self.starts[: count // share], self.size)
+
+    def store(self, ref, row, values: Iterable[jax.Array], first=0) -> None:
+        """Writes the pieces of `ref[row]`, `first` elements on, each as soon as it is computed.
 
         `values` are computed one by one as they are asked for, each in a basic block of its own.
         ptxas schedules within a block, and in one block it starts all pieces at once: a row of 8192
@@ -68,7 +84,7 @@ class Pieces:
         for i, start in enumerate(self.starts):
 
             def put(start=start):
-                ref[row, pl.ds(start, self.size)] = next(values)
+                ref[row, pl.ds(first + start, self.size)] = next(values)
 
             if i == 0:
                 put()
@@ -114,6 +130,64 @@ def row_pieces(length: int, element_bytes: int) -> Pieces:
 def row_absmax(values: list[jax.Array]) -> jax.Array:
     """max |x| over a row's pieces, float32 []; NaN anywhere gives NaN."""
     return jnp.max(functools.reduce(jnp.maximum, map(jnp.abs, values))).astype(jnp.float32)
+
+
+def block_scratch(warpgroups: int) -> dict:
+    """Scratch for `block_absmax`."""
+    scratch = {"maxima": plgpu.SMEM((4 * warpgroups,), jnp.float32)}
+    if is_interpreting():
+        scratch["all_there"] = plgpu.Barrier(num_arrivals=warpgroups)
+    return scratch
+
+
+def block_absmax(
+    values: list[jax.Array], scratch: dict, warpgroup, warpgroups: int, layout
+) -> jax.Array:
+    """max |x| over the pieces that a block's warpgroups hold, float32 []; NaN anywhere gives NaN.
+
+    Once a kernel. Bits of numbers without a sign are in order, with NaN above Inf, so that a warp's
+    maximum is one integer instruction, and the warps meet at one barrier.
+    """
+    largest = functools.reduce(jnp.maximum, map(jnp.abs, values))
+    if is_interpreting():
+        maxima = scratch["maxima"]
+        maxima[warpgroup] = jnp.max(largest).astype(jnp.float32)
+        plgpu.barrier_arrive(scratch["all_there"])
+        plgpu.barrier_wait(scratch["all_there"])
+        return functools.reduce(jnp.maximum, [maxima[i] for i in range(warpgroups)])
+
+    @plgpu.inline_mgpu(
+        arg_types=(plgpu.RefType(), layout),
+        return_type=plgpu.ShapeDtypeStruct((), jnp.float32, plgpu.Layout.WG_SPLAT(())),
+    )
+    def over_block(_, maxima, array):
+        bits = functools.reduce(arith.maxui, _bits_by_element(array))
+        i32, index = ir.IntegerType.get_signless(32), ir.IndexType.get()
+        text = "redux.sync.max.u32 $0, $1, 0xffffffff;"
+        bits = llvm.inline_asm(i32, [bits], text, "=r,r", has_side_effects=True)
+        warp = arith.index_cast(index, utils.warp_idx(sync=False))
+        memref.store(arith.bitcast(ir.F32Type.get(), bits), maxima, [warp])
+        gpu.barrier()
+        places = [arith.constant(index, i) for i in range(4 * warpgroups)]
+        found = [arith.bitcast(i32, memref.load(maxima, [place])) for place in places]
+        result = arith.bitcast(ir.F32Type.get(), functools.reduce(arith.maxui, found))
+        return FragmentedArray.splat(result, ())
+
+    return over_block(scratch["maxima"], largest)
+
+
+def _bits_by_element(array: FragmentedArray) -> list:
+    """The elements that a thread holds, as the bits of float32."""
+    f32, i32 = ir.F32Type.get(), ir.IntegerType.get_signless(32)
+    found = []
+    for register in array.registers.flat:
+        if not isinstance(register.type, ir.VectorType):
+            register = vector.broadcast(ir.VectorType.get((1,), register.type), register)
+        for i in range(ir.VectorType(register.type).shape[0]):
+            element = vector.extract(register, [], ir.DenseI64ArrayAttr.get([i]))
+            wide = element if element.type == f32 else arith.extf(f32, element)
+            found.append(arith.bitcast(i32, wide))
+    return found
 
 
 def row_range(values: list[jax.Array]) -> tuple[jax.Array, jax.Array]:

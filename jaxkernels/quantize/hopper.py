@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
-"""Activation quantization as Mosaic GPU kernels: one pass over memory, one warpgroup a row.
+"""Activation quantization as Mosaic GPU kernels: one pass over memory, one block a row.
 
 Each kernel is the same three steps on the building block of `jaxkernels.mosaic.rowreduce`:
 
     load a run of x into registers  ->  reduce it to its scale (or read a given one)  ->  rewrite it
 
-A *run* is what one warpgroup takes: a row where a scale belongs to a row ("token"); anything
-convenient where it does not ("static", "group"), chosen small enough to fill the GPU. There is no
-pipeline: thousands of independent warpgroups, 8 or more on an SM, keep memory busy.
+A *run* is what one block takes: a row where a scale belongs to a row ("token"), shared by several
+warpgroups where rows are few; anything convenient where it does not ("static", "group"), one
+warpgroup's, chosen small enough to fill the GPU. There is no pipeline: thousands of independent
+warpgroups, 8 or more on an SM, keep memory busy.
 
     int8 token       a = max|x|;  s = a / 127;  q = rne8(x * (127 / a))
     int8 token azp   s = (max - min) / 255;  z = rne(-128 - min / s);  q = sat8(rne(x / s) + z)
@@ -38,15 +39,22 @@ from jaxkernels.quantize import xla
 F32 = jnp.float32
 # A thread holds K / 128 elements of a row; beyond this many bytes they would not fit in registers.
 MAX_ROW_BYTES = 64 << 10
+MAX_SHARED = 8  # warpgroups that share a row: a block has at most 1024 threads
 # At most so many warpgroups share the work of a tensor-wide maximum; the next kernel joins theirs.
 PARTIALS = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """`run`: elements a warpgroup takes where the scheme leaves it free."""
+    """How the work is shared.
+
+    Attributes:
+      run: elements a warpgroup takes where the scheme leaves it free.
+      warpgroups: at most so many share a row where a scale belongs to a row.
+    """
 
     run: int = 4096
+    warpgroups: int = 1
 
 
 def _itemsize(problem: QuantizeProblem) -> int:
@@ -96,18 +104,21 @@ def _divisors(problem: QuantizeProblem) -> tuple[int, ...]:
 
 
 def default_config(problem: QuantizeProblem, device: Device) -> Config:
-    """The longest run of at most 4096 elements that still gives each SM four warpgroups."""
-    total = problem.m * problem.k
+    """The longest run of at most 4096 elements that still gives each SM four warpgroups, and as
+    many warpgroups a row as leave no more than eight an SM."""
+    total, warpgroups = problem.m * problem.k, 1
+    if problem.scale == "token" and problem.symmetric:
+        warpgroups = max(1, min(8 * device.num_sms // problem.m, MAX_SHARED))
     for run in (4096, 2048):
         if total >= run * 4 * device.num_sms:
-            return Config(run)
-    return Config(1024)
+            return Config(run, warpgroups)
+    return Config(1024, warpgroups)
 
 
 def configs(problem: QuantizeProblem, device: Device) -> tuple[Config, ...]:
-    """The runs worth trying; schemes whose run is the row have one."""
+    """The configs worth trying: runs, or where the run is a row, warpgroups that share it."""
     if problem.scale == "token":
-        return (default_config(problem, device),)
+        return tuple(Config(4096, n) for n in (1, 2, 4, MAX_SHARED))
     return tuple(Config(run) for run in (1024, 2048, 4096, 8192))
 
 
@@ -119,22 +130,25 @@ def run(problem: QuantizeProblem, operands: QuantizeOperands, config: Config | N
     if problem.scale == "group":
         return _group(problem, operands, config)
     if problem.scale == "token":
-        return _token(problem, operands)
+        return _token(problem, operands, config)
     if problem.scale == "tensor":
         return _tensor(problem, operands, config)
     return _static(problem, operands, config)
 
 
-def _kernel(body, outputs, grid: int, name: str):
-    def waiting_body(*refs):
+def _kernel(body, outputs, grid: int, name: str, warpgroups: int = 1, scratch=None):
+    def waiting_body(*refs, **scratch_refs):
         wait_for_previous_kernel()
-        body(*refs)
+        body(*refs, **scratch_refs)
 
     return plgpu.kernel(
         waiting_body,
         out_type=tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs),
+        scratch_types=scratch or {},
         grid=(grid,),
         grid_names=("run",),
+        num_threads=warpgroups,
+        thread_name="warpgroup",
         kernel_name=name,
         # No memory is both read and written here, and reductions bring their own barriers.
         compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
@@ -150,9 +164,11 @@ def _runs(problem: QuantizeProblem, config: Config) -> tuple[int, int]:
 # -- one scale a row ----------------------------------------------------------------------------
 
 
-def _token(problem: QuantizeProblem, operands: QuantizeOperands):
+def _token(problem: QuantizeProblem, operands: QuantizeOperands, config: Config):
     m, k = problem.m, problem.k
-    pieces = rr.row_pieces(k, _itemsize(problem))
+    pieces, warpgroups = rr.row_pieces(k, _itemsize(problem)), 1
+    if problem.symmetric:
+        warpgroups, pieces = pieces.split(config.warpgroups)
     scheme = _int8_row if problem.out_dtype == "int8" else _fp8_row
     scheme = functools.partial(scheme, problem, pieces)
     outputs = [((m, k), problem.out_dtype), ((m, 1), F32)]
@@ -160,21 +176,33 @@ def _token(problem: QuantizeProblem, operands: QuantizeOperands):
         outputs.append(((m, 1), jnp.int32))
     bounds = () if operands.scale_ub is None else (operands.scale_ub,)
 
-    def body(x_gmem, *refs):
+    def body(x_gmem, *refs, **scratch):
         given, (q_gmem, *found_gmem) = refs[: len(bounds)], refs[len(bounds) :]
-        row = jax.lax.axis_index("run")
-        q, *found = scheme(pieces.load(x_gmem, row), *(ref[0, 0] for ref in given))
-        for ref, value in zip(found_gmem, found, strict=True):
-            ref[row, 0] = value
-        pieces.store(q_gmem, row, q)
+        row, warpgroup = jax.lax.axis_index("run"), jax.lax.axis_index("warpgroup")
+        first = warpgroup * (k // warpgroups) if warpgroups > 1 else 0
+        x = pieces.load(x_gmem, row, first)
 
-    q, scale, *azp = _kernel(body, outputs, m, "quantize_token")(operands.x, *bounds)
+        def absmax():
+            return rr.block_absmax(x, scratch, warpgroup, warpgroups, pieces.layout)
+
+        q, *found = scheme(x, absmax, *(ref[0, 0] for ref in given))
+
+        @pl.when(warpgroup == 0)
+        def _():
+            for ref, value in zip(found_gmem, found, strict=True):
+                ref[row, 0] = value
+
+        pieces.store(q_gmem, row, q, first)
+
+    scratch = rr.block_scratch(warpgroups) if problem.symmetric else {}
+    kernel = _kernel(body, outputs, m, "quantize_token", warpgroups, scratch)
+    q, scale, *azp = kernel(operands.x, *bounds)
     return q, scale, azp[0] if azp else None
 
 
-def _int8_row(problem: QuantizeProblem, pieces, x):
+def _int8_row(problem: QuantizeProblem, pieces, x, absmax):
     if problem.symmetric:
-        absmax = rr.row_absmax(x)
+        absmax = absmax()
         inverse = jnp.where(absmax == 0, 0.0, rr.divide(127.0, absmax))
         q = (rr.round_to_int8(v.astype(F32) * inverse) for v in x)
         return q, rr.divide(absmax, 127.0)
@@ -192,8 +220,8 @@ def _int8_row(problem: QuantizeProblem, pieces, x):
     return q, jnp.where(constant, jnp.abs(high), scale), azp
 
 
-def _fp8_row(problem: QuantizeProblem, pieces, x, upper=None):
-    absmax = rr.row_absmax(x)
+def _fp8_row(problem: QuantizeProblem, pieces, x, absmax, upper=None):
+    absmax = absmax()
     if upper is not None:
         absmax = jnp.minimum(absmax, upper)
     scale = jnp.maximum(rr.divide(absmax, xla.FP8_MAX), xla.MIN_SCALE)

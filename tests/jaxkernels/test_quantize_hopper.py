@@ -162,6 +162,17 @@ def test_interpreted(name, m, k, rng):
     check(p, o, got)
 
 
+@pytest.mark.parametrize("name", ["int8-token", "fp8-token", "fp8-token-ub"])
+@pytest.mark.parametrize("k, warpgroups", [(3072, 3), (2048, 2), (1280, 8)])
+def test_warpgroups_share_a_row(name, k, warpgroups, rng):
+    out, scale, more = SCHEMES[name]
+    p = problem(8, k, out, scale, **more)
+    o = operands(p, awkward(rng, 8, k))
+    with interpreted():
+        got = jax.tree.map(np.asarray, hopper.run(p, o, hopper.Config(1024, warpgroups)))
+    check(p, o, got)
+
+
 @pytest.mark.parametrize(
     "m, k, group, more",
     [
