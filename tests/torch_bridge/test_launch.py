@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """The direct route: what a JAX function lowers to, and on a GPU what its launches do."""
 
+import ctypes
 import functools
 import threading
 
@@ -13,6 +14,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels import mixed_mm, quantize, scalar_types, scaled_mm
 from jaxkernels.mixed_mm.prepare import prepare
+from jaxkernels.mosaic import compile as mosaic_compile
 from jaxkernels.mosaic.compile import NotDirect, lower_program
 from jaxkernels.problem import Support
 from torch_bridge import launch
@@ -152,6 +154,33 @@ def test_cpu_tensors_are_refused_before_a_launch():
         kernel(torch.ones(128))
     with pytest.raises(ValueError, match="expected 1 tensors, got 2"):
         kernel(torch.ones(128), torch.ones(128))
+
+
+def test_what_a_call_hands_to_the_host_function(monkeypatch):
+    """Operands' and results' addresses in order, the function and the stream; checks come first."""
+
+    def fn(x):
+        y = add_one(x)
+        return add_one(y), y
+
+    kernel = LaunchableKernel(lowered(fn, shape(128)))
+    seen = []
+
+    def host(function, stream, pointers):
+        seen.append((function, stream, *(ctypes.c_uint64 * 2).from_address(pointers)))
+
+    kernel._loaded[0] = [(7, mosaic_compile._HOST_FUNCTION(host)) for _ in kernel.program.kernels]
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 9, raising=False)
+    monkeypatch.setattr(launch, "_empty_strided", lambda s, _, d: torch.empty(s, dtype=d))
+    monkeypatch.setattr(launch._thread, "ready", {0}, raising=False)
+    call = launch._generate(kernel, 0, "trusted")
+    x = torch.ones(128)
+    z, y = call(x)
+    assert seen == [(7, 9, x.data_ptr(), y.data_ptr()), (7, 9, y.data_ptr(), z.data_ptr())]
+    with pytest.raises(ValueError, match="argument 0: expected a contiguous.*on cuda:0"):
+        launch._generate(kernel, 0, "checked")(x)  # a CPU tensor
+    assert len(seen) == 2
 
 
 # -- on a GPU -------------------------------------------------------------------------------------
