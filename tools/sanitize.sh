@@ -4,9 +4,9 @@
 #
 #   tools/sanitize.sh OUT [SECONDS] [FAMILY...]    the kernels at small shapes under compute-sanitizer
 #
-# Each family of tools/sanitize_cases.py under memcheck and racecheck, side by side, each within its
-# own SECONDS (default 100). Prints a table; logs go to OUT. The exit status is 1 if a tool reports
-# an error or a run did not end. $PYTHON (default python3) needs jax and torch.
+# Each family of tools/sanitize_cases.py under memcheck and racecheck, $JOBS (default 6) at a time,
+# each within SECONDS (default 100) of its own. Prints a table; logs go to OUT. The exit status is 1
+# if a tool reports an error or a run did not end. $PYTHON (default python3) needs jax and torch.
 set -uo pipefail
 OUT=${1:?usage: tools/sanitize.sh OUT [SECONDS] [FAMILY...]}
 LIMIT=${2:-100}
@@ -26,7 +26,10 @@ check() { # TOOL FAMILY
   echo "$?" > "$OUT/$1-$2.status"
 }
 for tool in memcheck racecheck; do
-  for family in "${FAMILIES[@]}"; do check "$tool" "$family" & done
+  for family in "${FAMILIES[@]}"; do
+    while [ "$(jobs -rp | wc -l)" -ge "${JOBS:-6}" ]; do wait -n; done
+    check "$tool" "$family" &
+  done
 done
 wait
 
