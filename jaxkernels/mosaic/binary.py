@@ -17,7 +17,8 @@ should be: another layout gives None, and kernels are then compiled in each proc
 
 `Binary.load` is the other half, and needs the driver only: cuModuleLoadData for the cubin, and
 for the host code a linker of one page. LLVM emits it for the large code model, so that its only
-relocations are absolute addresses of two functions of Mosaic's runtime library.
+relocations are absolute addresses of two functions of Mosaic's runtime library. That is so on
+x86-64; on other CPUs kernels are compiled in each process.
 """
 
 from __future__ import annotations
