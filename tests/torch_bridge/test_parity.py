@@ -267,7 +267,8 @@ def by_vllm(case: Case) -> torch.Tensor:
     azp = adj = None
     if case.weight == "int8":
         if case.static:
-            scale, azp = operands.x_scale, operands.azp
+            scale = operands.x_scale.reshape(1)
+            azp = None if operands.azp is None else operands.azp.reshape(1)
             ops.static_scaled_int8_quant(q, x, scale, azp)
         else:
             if case.activation == "int8-asym":
