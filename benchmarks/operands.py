@@ -87,7 +87,7 @@ class Weights:
     def dequantized(self) -> torch.Tensor:
         """float32 [N, K] of the first copy."""
         w, s = self.codes(), self.scale.float()
-        if self.family == "fp8-block":
+        if self.family.endswith("fp8-block"):
             s = s.repeat_interleave(128, 0)[: self.n].repeat_interleave(128, 1)[:, : self.k]
         elif self.g_idx is not None:
             s = s[:, self.g_idx.long()]
@@ -104,7 +104,7 @@ def make_weights(cell: Cell) -> Weights:
     groups = 1 if g in (None, -1) else k // g
     zero = global_scale = None
     name = f.name
-    if name in ("fp8", "fp8-block", "w8a8-linear", "w8a16-fp8"):
+    if name in ("fp8", "fp8-block", "w8a8-linear", "w8a16-fp8", "w8a16-fp8-block"):
         data = [random_fp8(n, k) for _ in range(count)]
     elif name in ("int8", "int8-azp"):
         data = [random_int8(n, k) for _ in range(count)]
@@ -112,7 +112,7 @@ def make_weights(cell: Cell) -> Weights:
         data = [random_bytes(n, k) for _ in range(count)]
     else:
         data = [random_bytes(n, k // 2) for _ in range(count)]
-    if name == "fp8-block":
+    if name.endswith("fp8-block"):
         scale = random_scale(-(-n // 128), -(-k // 128))
     elif f.op == "mixed_mm" and name.startswith("fp4-nv"):
         scale = (torch.rand(n, groups, device=DEVICE) * 400 + 40).to(F8)

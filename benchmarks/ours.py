@@ -147,6 +147,7 @@ _TYPES = {
     "w4a16-actorder": "uint4b8",
     "w8a16-int8": "uint8b128",
     "w8a16-fp8": "float8_e4m3fn",
+    "w8a16-fp8-block": "float8_e4m3fn",
     "w4a8-fp8": "uint4b8",
     "w4a8-int8": "uint4b8",
     "fp4-nv": "float4_e2m1f",
@@ -165,9 +166,10 @@ def _weight_struct(cell: Cell) -> QuantizedTensor:
     f, n, k = FAMILIES[cell.family], cell.n, cell.k
     kind = getattr(scalar_types, _TYPES[cell.family])
     groups = 1 if cell.group == -1 else k // cell.group
-    byte = jnp.float8_e4m3fn if f.name == "w8a16-fp8" else jnp.uint8
+    block = f.name == "w8a16-fp8-block"
+    byte = jnp.float8_e4m3fn if f.name.startswith("w8a16-fp8") else jnp.uint8
     scale = {"fp4-nv": jnp.float8_e4m3fn, "fp4-mx": jnp.float8_e8m0fnu}.get(
-        f.name, jnp.float32 if f.name == "w4a8-fp8" else BF16
+        f.name, jnp.float32 if f.name == "w4a8-fp8" or block else BF16
     )
     more = {}
     if f.zero_points:
@@ -177,8 +179,9 @@ def _weight_struct(cell: Cell) -> QuantizedTensor:
     if f.name == "fp4-nv":
         more["global_scale"] = _struct((1, 1), jnp.float32)
     return _tensor(
-        _struct((n, k * f.w_bits // 8), byte), _struct((n, groups), scale), (n, k), kind,
-        GroupShape(1, cell.group), **more,
+        _struct((n, k * f.w_bits // 8), byte),
+        _struct((-(-n // 128) if block else n, groups), scale), (n, k), kind,
+        GroupShape(128 if block else 1, cell.group), **more,
     )  # fmt: skip
 
 

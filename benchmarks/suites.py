@@ -101,6 +101,7 @@ def _families() -> dict[str, Family]:
         Family("w4a16-actorder", w_bits=4, groups=(128,), act_order=True, **mixed),
         Family("w8a16-int8", w_bits=8, groups=(-1, 128), **mixed),
         Family("w8a16-fp8", w_bits=8, groups=(-1,), **mixed),
+        Family("w8a16-fp8-block", w_bits=8, groups=(128,), **mixed),
         Family("w4a8-fp8", "mixed_mm", "mixed_mm", 8, 4, "fp8", (128,), 8),
         Family("w4a8-int8", "mixed_mm", "mixed_mm", 8, 4, "int8", (128,), 16),
         Family("fp4-nv", w_bits=4, groups=(16,), **{**mixed, "scale_bits": 8}),
@@ -180,8 +181,8 @@ def moved_bytes(cell: Cell) -> float:
         kind = "group" if cell.group else f.name.rpartition("-")[2]
         return 3 * m * k + (scales.get(kind, 0) if "static" not in f.name else 0)
     scales_per_row = 1 if cell.group in (None, -1) else k / cell.group
-    if cell.family == "fp8-block":  # 128 x 128 weight blocks, 1 x 128 activation groups
-        scale_bytes = 4 * (n / 128 + m) * scales_per_row
+    if cell.family.endswith("fp8-block"):  # 128 x 128 weight blocks, 1 x 128 activation groups
+        scale_bytes = 4 * (n / 128 + (m if f.x_bits == 8 else 0)) * scales_per_row
     else:
         scale_bytes = n * scales_per_row * (f.scale_bits + (4 if f.zero_points else 0)) / 8
     return m * k * f.x_bits / 8 + n * k * f.w_bits / 8 + scale_bytes + 2 * m * n

@@ -49,7 +49,7 @@ measure() { # FAMILY FLAGS...
 for family in fp8 int8 fp8-block int8-azp w8a8-linear; do
   measure "$family" --suite scaled_mm --families "$family"
 done
-for family in w4a16 w4a16-zp w4a16-actorder w8a16-int8 w8a16-fp8 w4a8-fp8 w4a8-int8; do
+for family in w4a16 w4a16-zp w4a16-actorder w8a16-int8 w8a16-fp8 w8a16-fp8-block w4a8-fp8 w4a8-int8; do
   measure "$family" --suite mixed_mm --families "$family"
 done
 NAME=fp4 measure fp4 --suite mixed_mm --families fp4-nv,fp4-mx --ms 1,16,64,256,4096

@@ -31,6 +31,10 @@ _WEIGHT_ONLY = [
     Peer("xla", xla.xla, source="xla"),
     Peer("torch bf16 matmul", scaled.bf16_matmul, eligible=False),
 ]
+_FP4 = [
+    vllm("marlin", mixed.marlin_fp4),
+    Peer("torch bf16 matmul", scaled.bf16_matmul, eligible=False),
+]
 PEERS: dict[str, list[Peer]] = {
     "fp8": [
         Peer("torch._scaled_mm rowwise", scaled.scaled_mm_rowwise),
@@ -75,8 +79,12 @@ PEERS: dict[str, list[Peer]] = {
     "quantize-fp8-group-col": [
         vllm("vllm per_token_group_fp8_quant", quantize.vllm_fp8_group(True))
     ],
-    "fp4-nv": [Peer("torch bf16 matmul", scaled.bf16_matmul, eligible=False)],
-    "fp4-mx": [Peer("torch bf16 matmul", scaled.bf16_matmul, eligible=False)],
+    "w8a16-fp8-block": [
+        vllm("marlin", mixed.marlin),
+        Peer("torch bf16 matmul", scaled.bf16_matmul, eligible=False),
+    ],
+    "fp4-nv": _FP4,
+    "fp4-mx": _FP4,
 }
 
 

@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """GEMMs with narrow weights: vLLM's Marlin, Machete and CUTLASS W4A8, and humming."""
 
+import functools
 import json
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ TYPE_IDS = {
     "uint4b8": vllm_type_id(0, 4, 0, 8),
     "uint8b128": vllm_type_id(0, 8, 0, 128),
     "fp8": vllm_type_id(4, 3, 1, 0, 1, 2),
+    "fp4": vllm_type_id(2, 1, 1, 0, 1, 0),
 }
 
 
@@ -72,11 +74,12 @@ def marlin(o: Operands) -> Built:
     )
     # fp8 weights: Marlin rebuilds the exponent with a bias that the scale has to undo.
     unbias = 2.0**120 if kind == "fp8" else 1.0
-    scale = once(
-        w,
-        "marlin_scale",
-        lambda: marlin_scales(w.scale.T.contiguous(), not w.per_channel) * unbias,
-    )
+
+    def scales():
+        given = w.scale if w.scale.shape[0] == n else w.scale.repeat_interleave(128, 0)[:n]
+        return marlin_scales(given.to(BF16).T.contiguous(), not w.per_channel) * unbias
+
+    scale = once(w, "marlin_scale", scales)
     zero = none
     if w.zero_point is not None:
         zero = once(w, "marlin_zero", lambda: marlin_zeros(w.zero_point.T.contiguous()))
@@ -107,6 +110,41 @@ def marlin(o: Operands) -> Built:
             for q in data
         ]
     )
+
+
+def marlin_fp4_scales(w: Weights) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(scales of 8 bits in Marlin's order, global scale): MXFP4's as they are, NVFP4's with five
+    exponent bits and no sign."""
+    scale = marlin_scales(w.scale.T.contiguous().to(BF16), True)
+    scale = scale.reshape(-1, 4)[:, [0, 2, 1, 3]].reshape(scale.shape)
+    if w.global_scale is None:
+        return scale.to(torch.float8_e8m0fnu), None
+    # float16 has five exponent bits too: its top bits, sign shifted out, of scales of 2^-6 and up.
+    wide = (scale.half() * 2**7).view(torch.int16) << 1
+    bytes_ = (wide >> 8).to(torch.int8).view(F8).contiguous()
+    return bytes_, w.global_scale.reshape(1).float() * 2.0 ** (126 - 7)
+
+
+def marlin_fp4(o: Operands) -> Built:
+    """fp4 weights, 16-bit activations."""
+    ops, w, none = vllm_ops(), o.weights, _empty()
+    m, n, k = o.x.shape[0], w.n, w.k
+    data = once(
+        w,
+        "marlin",
+        lambda: [ops.gptq_marlin_repack(q, none, k, n, 4, False) for q in gptq_words(w)],
+    )
+    scale, second = once(w, "marlin_scale", lambda: marlin_fp4_scales(w))
+    space = torch.zeros(132, device="cuda", dtype=torch.int32)
+    kind = TYPE_IDS["fp4"]
+
+    def call(q):
+        return ops.marlin_gemm(
+            o.x, None, q, None, scale, None, second, none, none, none, space, kind,
+            m, n, k, True, False, True, False,
+        )  # fmt: skip
+
+    return Built([functools.partial(call, q) for q in data])
 
 
 def machete(o: Operands) -> Built:

@@ -106,9 +106,24 @@ def test_marlin_orders_are_permutations():
     assert back == sorted(zero[0].tolist())
 
 
+def test_marlins_fp4_scales_keep_their_values(on_cpu):
+    w = operands.make_weights(Cell("fp4-nv", 1, 64, 128, 16))
+    scale, second = mixed.marlin_fp4_scales(w)
+    code = scale.view(torch.uint8).int()  # five exponent bits and three of the mantissa
+    value = (1 + (code & 7) / 8) * 2.0 ** ((code >> 3) - 15 - 7)
+    assert torch.equal(value.flatten().sort().values, w.scale.float().flatten().sort().values)
+    assert second.item() == w.global_scale.item() * 2.0**119
+    w = operands.make_weights(Cell("fp4-mx", 1, 64, 128, 32))
+    scale, second = mixed.marlin_fp4_scales(w)
+    assert second is None
+    assert torch.equal(scale.float().flatten().sort().values,
+                       w.scale.float().flatten().sort().values)  # fmt: skip
+
+
 def test_type_ids_are_vllms():
     from jaxkernels.scalar_types import scalar_types
 
+    assert mixed.TYPE_IDS["fp4"] == scalar_types.float4_e2m1f.id
     assert mixed.TYPE_IDS["uint4b8"] == scalar_types.uint4b8.id
     assert mixed.TYPE_IDS["uint4"] == scalar_types.uint4.id
     assert mixed.TYPE_IDS["uint8b128"] == scalar_types.uint8b128.id

@@ -26,7 +26,8 @@ def test_weights_are_grouped_so_that_they_are_built_once():
 def test_every_family_of_the_records_exists():
     expected = {
         "fp8", "fp8-block", "int8", "int8-azp", "w8a8-linear", "w4a16", "w4a16-zp",
-        "w4a16-actorder", "w8a16-int8", "w8a16-fp8", "w4a8-fp8", "w4a8-int8", "fp4-nv", "fp4-mx",
+        "w4a16-actorder", "w8a16-int8", "w8a16-fp8", "w8a16-fp8-block", "w4a8-fp8", "w4a8-int8",
+        "fp4-nv", "fp4-mx",
     }  # fmt: skip
     named = {f for f in FAMILIES if not f.startswith(("quantize-", "bridge-"))}
     assert named == expected
