@@ -316,12 +316,17 @@ class QuantizeProblem:
     tma_aligned: bool = False
 
     @property
+    def x_bytes(self) -> int:
+        """Bytes of an element of x."""
+        return _bytes(self.x_dtype)
+
+    @property
     def min_bytes(self) -> int:
         """Bytes that must move: x read once, the result and the scales written once."""
         groups = -(-self.k // self.group_size) if self.scale == "group" else 1
         scales = {"static": 1, "tensor": 1}.get(self.scale, self.m * groups)
         zero_points = 0 if self.symmetric or self.scale == "static" else self.m
-        return self.m * self.k * (_bytes(self.x_dtype) + 1) + 4 * (scales + zero_points)
+        return self.m * self.k * (self.x_bytes + 1) + 4 * (scales + zero_points)
 
 
 class QuantizeOperands(NamedTuple):

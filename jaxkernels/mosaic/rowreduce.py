@@ -33,6 +33,7 @@ from jax.experimental.mosaic.gpu.fragmented_array import FragmentedArray, TiledL
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic.interpret import is_interpreting
+from jaxkernels.mosaic.launch import wait_for_previous_kernel
 
 THREADS = 128  # a warpgroup
 VECTOR_BYTES = 16  # the widest load
@@ -104,6 +105,31 @@ def _thread_block() -> jax.Array:
         return FragmentedArray.splat(value, (), is_signed=True)
 
     return number()
+
+
+def row_kernel(body, outputs, grid: int, name: str, warpgroups: int = 1, scratch=None):
+    """A kernel of `grid` blocks, axis "run", of some warpgroups each, axis "warpgroup".
+
+    It may start while the kernel ahead of it still runs, and waits for that one before anything.
+    `outputs` are pairs of shape and dtype, `scratch` a dictionary, given to `body` by name.
+    """
+
+    def waiting_body(*refs, **scratch_refs):
+        wait_for_previous_kernel()
+        body(*refs, **scratch_refs)
+
+    return plgpu.kernel(
+        waiting_body,
+        out_type=tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs),
+        scratch_types=scratch or {},
+        grid=(grid,),
+        grid_names=("run",),
+        num_threads=warpgroups,
+        thread_name="warpgroup",
+        kernel_name=name,
+        # No memory is both read and written here, and reductions bring their own barriers.
+        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
+    )
 
 
 def row_pieces(length: int, element_bytes: int) -> Pieces:
@@ -250,6 +276,11 @@ def divide(x: jax.Array | float, by: jax.Array | float, layout=None) -> jax.Arra
         return llvm.inline_asm(ir.F32Type.get(), [x, by], text, "=f,f,f")
 
     return _each(quotient, shape, layout, x, by, scalars=True)
+
+
+def correction_steps(x_bytes: int) -> int:
+    """Corrections that a quotient of so wide an x needs before it is rounded to 8 bits."""
+    return 1 if x_bytes == 2 else 2
 
 
 def divide_by_few(

@@ -15,6 +15,7 @@ warpgroups, 8 or more on an SM, keep memory busy.
     int8 token azp   s = (max - min) / 255;  z = rne(-128 - min / s);  q = sat8(rne(x / s) + z)
     fp8 token        s = max(min(max|x|, ub) / 448, 1 / (448 * 512));  q = fp8(x / s)
     fp8 group        s = max(max|x|, 1e-10) / 448, or the power of two above;  q = fp8(x / s)
+                     (`hopper_group`)
     static           q = rne8(x / s), sat8(rne(x * (1 / s)) + z) or fp8(x * (1 / s))
     fp8 tensor       one kernel for max|x| of each of a few hundred warpgroups, one that joins them
 
@@ -32,9 +33,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic import rowreduce as rr
-from jaxkernels.mosaic.launch import wait_for_previous_kernel
 from jaxkernels.problem import Device, Implementation, QuantizeOperands, QuantizeProblem, Support
-from jaxkernels.quantize import xla
+from jaxkernels.quantize import hopper_group, xla
 
 F32 = jnp.float32
 # A thread holds K / 128 elements of a row; beyond this many bytes they would not fit in registers.
@@ -57,19 +57,10 @@ class Config:
     warpgroups: int = 1
 
 
-def _itemsize(problem: QuantizeProblem) -> int:
-    return jnp.dtype(problem.x_dtype).itemsize
-
-
-def _steps(problem: QuantizeProblem) -> int:
-    """Corrections that a quotient of this x needs: see `rowreduce.divide_by_few`."""
-    return 1 if _itemsize(problem) == 2 else 2
-
-
 def supports(problem: QuantizeProblem, device: Device) -> Support:
     """Rows and groups of 128 elements or more that fit in a warpgroup's registers, smaller groups
     of 1, 2, 4, 8 or 16 lanes."""
-    p, itemsize = problem, _itemsize(problem)
+    p, itemsize = problem, problem.x_bytes
     clauses = [
         (device.is_hopper, f"it needs a Hopper GPU, got {device.name}"),
         (p.m > 0, "it needs at least one row, got m = 0"),
@@ -85,7 +76,7 @@ def supports(problem: QuantizeProblem, device: Device) -> Support:
             clauses += [
                 (tile > 0, f"group_size must be 1 to 32 times {width}, got {p.group_size}"),
                 (
-                    tile == 0 or _fills_a_tile(p, tile),
+                    tile == 0 or hopper_group.fills_a_tile(p, tile),
                     f"a row must have at least {tile} groups of {p.group_size}, got {groups}",
                 ),
             ]
@@ -128,31 +119,12 @@ def run(problem: QuantizeProblem, operands: QuantizeOperands, config: Config | N
 
     config = config or default_config(problem, trace_device())
     if problem.scale == "group":
-        return _group(problem, operands, config)
+        return hopper_group.run(problem, operands, config.run)
     if problem.scale == "token":
         return _token(problem, operands, config)
     if problem.scale == "tensor":
         return _tensor(problem, operands, config)
     return _static(problem, operands, config)
-
-
-def _kernel(body, outputs, grid: int, name: str, warpgroups: int = 1, scratch=None):
-    def waiting_body(*refs, **scratch_refs):
-        wait_for_previous_kernel()
-        body(*refs, **scratch_refs)
-
-    return plgpu.kernel(
-        waiting_body,
-        out_type=tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs),
-        scratch_types=scratch or {},
-        grid=(grid,),
-        grid_names=("run",),
-        num_threads=warpgroups,
-        thread_name="warpgroup",
-        kernel_name=name,
-        # No memory is both read and written here, and reductions bring their own barriers.
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
-    )
 
 
 def _runs(problem: QuantizeProblem, config: Config) -> tuple[int, int]:
@@ -166,7 +138,7 @@ def _runs(problem: QuantizeProblem, config: Config) -> tuple[int, int]:
 
 def _token(problem: QuantizeProblem, operands: QuantizeOperands, config: Config):
     m, k = problem.m, problem.k
-    pieces, warpgroups = rr.row_pieces(k, _itemsize(problem)), 1
+    pieces, warpgroups = rr.row_pieces(k, problem.x_bytes), 1
     if problem.symmetric:
         warpgroups, pieces = pieces.split(config.warpgroups)
     scheme = _int8_row if problem.out_dtype == "int8" else _fp8_row
@@ -195,7 +167,7 @@ def _token(problem: QuantizeProblem, operands: QuantizeOperands, config: Config)
         pieces.store(q_gmem, row, q, first)
 
     scratch = rr.block_scratch(warpgroups) if problem.symmetric else {}
-    kernel = _kernel(body, outputs, m, "quantize_token", warpgroups, scratch)
+    kernel = rr.row_kernel(body, outputs, m, "quantize_token", warpgroups, scratch)
     q, scale, *azp = kernel(operands.x, *bounds)
     return q, scale, azp[0] if azp else None
 
@@ -213,7 +185,7 @@ def _int8_row(problem: QuantizeProblem, pieces, x, absmax):
     # A constant row's codes are its sign, which an inverse of 0 and that zero point give.
     shift = jnp.where(constant, jnp.sign(high).astype(jnp.int32), azp)
     inverse = jnp.where(constant, 0.0, rr.divide(1.0, scale))
-    if _itemsize(problem) == 2:  # then |azp| < 2^21: a 16-bit float has at most 11 bits
+    if problem.x_bytes == 2:  # then |azp| < 2^21: a 16-bit float has at most 11 bits
         q = (rr.round_to_int8(v.astype(F32) * inverse, shift) for v in x)
     else:
         q = (xla._to_int8(jnp.round(v * inverse), shift) for v in x)
@@ -232,7 +204,9 @@ def _fp8_row(problem: QuantizeProblem, pieces, x, absmax, upper=None):
         v = v.astype(F32)
         if limit is not None:  # saturates all the same, but cannot overflow in the division
             v = jnp.minimum(jnp.maximum(v, -limit), limit)
-        return rr.to_fp8(rr.divide_by_few(v, scale, inverse, pieces.layout, _steps(problem)))
+        return rr.to_fp8(
+            rr.divide_by_few(v, scale, inverse, pieces.layout, rr.correction_steps(problem.x_bytes))
+        )
 
     return map(code, x), scale
 
@@ -242,7 +216,7 @@ def _fp8_row(problem: QuantizeProblem, pieces, x, absmax, upper=None):
 
 def _static(problem: QuantizeProblem, operands: QuantizeOperands, config: Config):
     runs, length = _runs(problem, config)
-    pieces = rr.row_pieces(length, _itemsize(problem))
+    pieces = rr.row_pieces(length, problem.x_bytes)
     given = [a for a in (operands.scale, operands.zero_point) if a is not None]
 
     def body(x_gmem, *refs):
@@ -252,7 +226,7 @@ def _static(problem: QuantizeProblem, operands: QuantizeOperands, config: Config
         q = _static_codes(problem, pieces, x, *(ref[0, 0] for ref in given_gmem))
         pieces.store(q_gmem, row, q)
 
-    kernel = _kernel(body, [((runs, length), problem.out_dtype)], runs, "quantize_static")
+    kernel = rr.row_kernel(body, [((runs, length), problem.out_dtype)], runs, "quantize_static")
     (q,) = kernel(operands.x.reshape(runs, length), *given)
     return q.reshape(problem.m, problem.k), operands.scale, operands.zero_point
 
@@ -275,7 +249,7 @@ def _static_codes(problem: QuantizeProblem, pieces, x, scale, azp=None):
         if azp is not None:
             return rr.round_to_int8(v * inverse, azp)
         v = jnp.minimum(jnp.maximum(v, low), high)
-        v = rr.divide_by_few(v, scale, inverse, pieces.layout, _steps(problem))
+        v = rr.divide_by_few(v, scale, inverse, pieces.layout, rr.correction_steps(problem.x_bytes))
         return rr.round_to_int8(v, saturate=False)
 
     return map(code, x)
@@ -283,7 +257,7 @@ def _static_codes(problem: QuantizeProblem, pieces, x, scale, azp=None):
 
 def _tensor(problem: QuantizeProblem, operands: QuantizeOperands, config: Config):
     runs, length = _runs(problem, config)
-    pieces = rr.row_pieces(length, _itemsize(problem))
+    pieces = rr.row_pieces(length, problem.x_bytes)
     x = operands.x.reshape(runs, length)
     partials = next((n for n in (128, 256) if runs <= n), PARTIALS)
 
@@ -311,131 +285,10 @@ def _tensor(problem: QuantizeProblem, operands: QuantizeOperands, config: Config
         def _():
             scale_gmem[0, 0] = scale
 
-    (partial,) = _kernel(absmax_body, [((partials,), F32)], partials, "quantize_absmax")(x)
+    (partial,) = rr.row_kernel(absmax_body, [((partials,), F32)], partials, "quantize_absmax")(x)
     outputs = [((runs, length), problem.out_dtype), ((1, 1), F32)]
-    q, scale = _kernel(scale_body, outputs, runs, "quantize_tensor")(x, partial)
+    q, scale = rr.row_kernel(scale_body, outputs, runs, "quantize_tensor")(x, partial)
     return q.reshape(problem.m, problem.k), scale, None
-
-
-# -- one scale a group --------------------------------------------------------------------------
-
-
-def _group(problem: QuantizeProblem, operands: QuantizeOperands, config: Config):
-    p = problem
-    tile = rr.group_tile(p.group_size, _itemsize(p))
-    if not _fills_a_tile(p, tile):
-        return _group_by_group(p, operands)
-    groups, layout = p.k // p.group_size, rr.group_layout(p.group_size, _itemsize(p))
-    rows, total = (p.m, groups) if p.column_major else (1, p.m * groups)
-    length = _tiles_a_run(total, tile, config.run // (p.group_size * tile)) * tile
-    runs_a_row, padded = total // length, _padded_rows(p)
-    left = total % length  # groups for the last run of a row to do too
-    last = [*range(total - left, total - tile + 1, tile), *([total - tile] if left % tile else [])]
-
-    def body(x_gmem, q_gmem, scale_gmem):
-        run = jax.lax.axis_index("run")
-        row, start = run // runs_a_row, run % runs_a_row * length
-
-        def convert(starts):
-            spans = [pl.ds(first, tile) for first in starts]
-            x_tiles = [x_gmem.at[row, span] for span in spans]
-            loaded = [plgpu.load(x, layout=layout, optimized=False) for x in x_tiles]
-            for span, x in zip(spans, loaded, strict=True):
-                absmax = jnp.max(jnp.abs(x), axis=1).astype(F32)
-                scale = _group_scale(p, absmax, layout.reduce(1))
-                q_gmem[row, span] = _group_codes(p, x, scale, layout)
-                if not p.column_major:
-                    scale_gmem[span] = scale
-                    continue
-                scale_gmem[span, row] = scale
-                for extra in range(p.m, padded):
-
-                    @pl.when(row == p.m - 1)
-                    def _(span=span, extra=extra):
-                        zeros = plgpu.layout_cast(jnp.zeros((tile,), F32), layout.reduce(1))
-                        scale_gmem[span, extra] = zeros
-
-        convert([start + first for first in range(0, length, tile)])
-        if left:
-            pl.when(start == (runs_a_row - 1) * length)(lambda: convert(last))
-
-    shape = (rows, total, p.group_size)
-    outputs = [(shape, p.out_dtype), ((groups, padded) if p.column_major else (total,), F32)]
-    kernel = _kernel(body, outputs, rows * runs_a_row, "quantize_group")
-    q, scale = kernel(operands.x.reshape(shape))
-    return q.reshape(p.m, p.k), scale if p.column_major else scale.reshape(p.m, groups), None
-
-
-def _tiles_a_run(groups: int, tile: int, most: int) -> int:
-    """At most `most`, and fewer where half as many or more cut the groups evenly."""
-    most = max(min(most, groups // tile), 1)
-    wanted = range(most, max(most // 2, 1) - 1, -1)
-    return next((tiles for tiles in wanted if groups % (tiles * tile) == 0), most)
-
-
-def _fills_a_tile(problem: QuantizeProblem, tile: int) -> bool:
-    """Whether there are enough groups for a warpgroup, in a row where its scales need that."""
-    groups = problem.k // problem.group_size
-    return tile > 0 and (groups if problem.column_major else groups * problem.m) >= tile
-
-
-def _padded_rows(problem: QuantizeProblem) -> int:
-    """Rows of column-major scales: TMA wants each of their columns to begin at 16 bytes."""
-    return -(-problem.m // 4) * 4 if problem.tma_aligned else problem.m
-
-
-def _group_by_group(problem: QuantizeProblem, operands: QuantizeOperands):
-    """A warpgroup a group, for the few groups of a small x."""
-    p, groups, padded = problem, problem.k // problem.group_size, _padded_rows(problem)
-    pieces = rr.row_pieces(p.group_size, _itemsize(p))
-
-    def body(x_gmem, q_gmem, scale_gmem):
-        run = jax.lax.axis_index("run")
-        row, group = run // groups, run % groups
-        x = pieces.load(x_gmem, run)
-        scale = _group_scale(p, rr.row_absmax(x))
-        inverse = rr.divide(1.0, scale)
-        codes = (
-            rr.divide_by_few(v.astype(F32), scale, inverse, pieces.layout, _steps(p)) for v in x
-        )
-        pieces.store(q_gmem, run, map(rr.to_fp8, codes))
-        if not p.column_major:
-            scale_gmem[row, group] = scale
-            return
-        scale_gmem[group, row] = scale
-        for extra in range(p.m, padded):
-
-            @pl.when(row == p.m - 1)
-            def _(extra=extra):
-                scale_gmem[group, extra] = jnp.float32(0.0)
-
-    shape = (p.m * groups, p.group_size)
-    outputs = [(shape, p.out_dtype), ((groups, padded) if p.column_major else (p.m, groups), F32)]
-    kernel = _kernel(body, outputs, p.m * groups, "quantize_group_by_group")
-    q, scale = kernel(operands.x.reshape(shape))
-    return q.reshape(p.m, p.k), scale, None
-
-
-def _group_scale(problem: QuantizeProblem, absmax, layout=None):
-    """The scales of groups from their max|x|: a vector of a tile's, or one."""
-    absmax = jnp.maximum(absmax, xla.GROUP_EPS)
-    if layout is None:
-        scale = rr.divide(absmax, xla.FP8_MAX)
-    else:
-        by, inverse = jnp.float32(xla.FP8_MAX), jnp.float32(1 / xla.FP8_MAX)
-        scale = rr.divide_by_few(absmax, by, inverse, layout)
-        scale = jnp.where(absmax < jnp.inf, scale, absmax)  # the correction would make Inf a NaN
-    if problem.ue8m0:
-        scale = xla.power_of_two_at_least(jnp.maximum(scale, xla.GROUP_EPS))
-    return scale
-
-
-def _group_codes(problem: QuantizeProblem, x, scale, layout):
-    inverse = rr.divide(1.0, scale, layout.reduce(1))
-    by, inverse = (jax.lax.broadcast_in_dim(v, x.shape, (0,)) for v in (scale, inverse))
-    if problem.ue8m0:  # the reciprocal of a power of two is exact
-        return rr.to_fp8(x.astype(F32) * inverse)
-    return rr.to_fp8(rr.divide_by_few(x.astype(F32), by, inverse, layout, _steps(problem)))
 
 
 KERNEL = Implementation("hopper", supports, run, default_config, configs)
