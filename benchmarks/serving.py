@@ -85,21 +85,22 @@ def gaps(recipes) -> list[dict]:
                     graph.replay()
                     torch.cuda.synchronize()
             on_device = [e for e in seen.events() if e.device_type.name == "CUDA"]
-            spans = sorted((e.time_range.start, e.time_range.end, e.name) for e in on_device)
-            between = [b[0] - a[1] for a, b in zip(spans, spans[1:], strict=False)]
-            rows.append(
-                {
-                    "recipe": recipe,
-                    "n": n,
-                    "k": k,
-                    "kernels": len(spans),
-                    "us_a_layer": us / LAYERS,
-                    "gap_median_us": statistics.median(between),
-                    "gap_largest_us": max(between),
-                    "gaps_over_1_us": sum(gap > 1 for gap in between),
-                }
-            )
+            spans = [(e.time_range.start, e.time_range.end) for e in on_device]
+            row = {"recipe": recipe, "n": n, "k": k, "us_a_layer": us / LAYERS}
+            rows.append(row | between(spans))
     return rows
+
+
+def between(spans) -> dict:
+    """What lies between kernels with these (start, end) in microseconds."""
+    spans = sorted(spans)
+    found = [later[0] - earlier[1] for earlier, later in zip(spans, spans[1:], strict=False)]
+    return {
+        "kernels": len(spans),
+        "gap_median_us": statistics.median(found),
+        "gap_largest_us": max(found),
+        "gaps_over_1_us": sum(gap > 1 for gap in found),
+    }
 
 
 def replay_us(graph) -> float:
