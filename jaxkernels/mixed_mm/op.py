@@ -41,8 +41,9 @@ def mixed_mm(
     16- or 32-bit scales have gradients, codes and zero points have none.
 
     Precision: float32 sums. Per-tensor and per-channel scales are applied to the float32 sum, the
-    weights being exact before; with groups or blocks a weight is rounded at most once, to x's
-    dtype, as Marlin and Machete do. Bias is added in float32, then there is one rounding.
+    weights being exact before; with groups or blocks a scale and its product with the code are
+    each rounded at most once, to x's dtype, as Marlin and Machete do (so fp4 with its own scales
+    stays exact). A global scale and the bias come in float32, then there is one rounding.
 
     Args:
       x: bfloat16, float16 or float32 [..., K]; leading dimensions are flattened to M. M = 0 works.

@@ -35,7 +35,7 @@ PROGRAM = """
             jnp.asarray(rng.standard_normal((512, 512)), jnp.float32), kind, group,
             granularity=granularity, **more)
         powers = np.exp2(rng.integers(-2, 1, w.scale.shape)).astype(np.float32)
-        return dataclasses.replace(w, scale=jnp.asarray(powers))
+        return dataclasses.replace(w, scale=jnp.asarray(powers, w.scale.dtype))
 
     plain = {
         "uint4b8 groups": integers(scalar_types.uint4b8, 64),
@@ -43,6 +43,8 @@ PROGRAM = """
         "int8 channel": integers(scalar_types.int8, -1),
         "int8 tensor": integers(scalar_types.int8, -1, "tensor"),
         "fp8 block": integers(scalar_types.float8_e4m3fn, 128, "block"),
+        "nvfp4": dataclasses.replace(
+            integers(scalar_types.float4_e2m1f, 16), global_scale=jnp.full((1, 1), 0.5)),
     }
     order = rng.permutation(512)
     w = plain["uint4b8 groups"]
@@ -52,7 +54,7 @@ PROGRAM = """
         **plain,
         "act-order": shuffled,
         **{name + ", prepared": prepare(w) for name, w in plain.items()
-           if name in ("uint4 zero points", "int8 tensor")},
+           if name in ("uint4 zero points", "int8 tensor", "fp8 block", "nvfp4")},
     }
 
     def column(x, w):
@@ -104,7 +106,7 @@ def test_shards_give_what_the_whole_gives():
         env=environment, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("ok ") == 9, done.stdout
+    assert done.stdout.count("ok ") == 12, done.stdout
 
 
 ONES = np.ones((128, 192), np.float32)
