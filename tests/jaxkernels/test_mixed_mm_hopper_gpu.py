@@ -149,3 +149,31 @@ def test_full_shapes_with_the_tuned_config(rng, m, shape):
     plain = jnp.dot(x, dequantize(w, jnp.bfloat16).T, preferred_element_type=jnp.float32) + bias
     allowed = 2 * jnp.abs(plain.astype(jnp.bfloat16) - exact).max() + 1e-5
     assert jnp.abs(got - exact).max() <= allowed
+
+
+# Marlin's own grid upstream: rows of x, tiles of 64 or 256 rows of w, blocks of 128 of K.
+GRID = [(1, 1, 1), (1, 4, 8), (26, 37, 13), (257, 13, 11)]
+FLOATS = {
+    "nvfp4": (scalar_types.float4_e2m1f, 16, None),
+    "mxfp4": (scalar_types.float4_e2m1f, 32, None),
+    "fp8": (scalar_types.float8_e4m3fn, -1, None),
+    "fp8 in groups": (scalar_types.float8_e4m3fn, 128, None),
+    "fp8 in blocks": (scalar_types.float8_e4m3fn, 128, "block"),
+}
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_upstreams_grid_of_float_weights(rng, name):
+    kind, group, granularity = FLOATS[name]
+    for i, (m, n_tiles, k_blocks) in enumerate(GRID):
+        n, k = n_tiles * (64, 256)[i % 2], 128 * k_blocks
+        values = jnp.asarray(rng.normal(size=(n, k)), jnp.float32)
+        w = quantize(values, kind, group, granularity=granularity)
+        x = jnp.asarray(rng.normal(size=(m, k)), jnp.bfloat16)
+        got = mixed_mm(x, prepare(w), implementation="hopper").astype(jnp.float32)
+        exact = jnp.dot(x.astype(jnp.float32), dequantize(w).T, precision="highest")
+        plain = jnp.dot(x, dequantize(w, jnp.bfloat16).T, preferred_element_type=jnp.float32)
+        allowed = 2 * jnp.abs(plain.astype(jnp.bfloat16) - exact).max() + 1e-5
+        assert jnp.abs(got - exact).max() <= allowed, (m, n, k)
+        # Upstream's own criterion.
+        assert jnp.abs(got - exact).mean() / jnp.abs(exact).mean() < 0.04
