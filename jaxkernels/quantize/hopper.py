@@ -37,7 +37,8 @@ from jaxkernels.problem import Device, Implementation, QuantizeOperands, Quantiz
 from jaxkernels.quantize import hopper_group, xla
 
 F32 = jnp.float32
-# A thread holds K / 128 elements of a row; beyond this many bytes they would not fit in registers.
+# A warpgroup holds its part of a row in registers: so many bytes fit, and twice as many in those of
+# four warpgroups or more, that together have all of an SM's.
 MAX_ROW_BYTES = 64 << 10
 MAX_SHARED = 8  # warpgroups that share a row: a block has at most 1024 threads
 # At most so many warpgroups share the work of a tensor-wide maximum; the next kernel joins theirs.
@@ -80,10 +81,12 @@ def supports(problem: QuantizeProblem, device: Device) -> Support:
                     f"a row must have at least {tile} groups of {p.group_size}, got {groups}",
                 ),
             ]
-    elif not (p.scale in ("static", "tensor") and _divisors(p)):
-        bytes_ = p.k * itemsize
+    elif not (p.scale in ("static", "tensor") and _divisors(p)) and p.k >= rr.THREADS:
+        bytes_, most = p.k * itemsize, MAX_ROW_BYTES
+        if p.scale == "token" and p.symmetric:
+            most *= 2 if rr.row_pieces(p.k, itemsize).split(MAX_SHARED)[0] >= 4 else 1
         clauses.append(
-            (bytes_ <= MAX_ROW_BYTES, f"a row must have at most 64 KiB, got {bytes_} bytes")
+            (bytes_ <= most, f"a row must have at most {most >> 10} KiB, got {bytes_} bytes")
         )
     return Support.all(*clauses)
 
@@ -100,6 +103,8 @@ def default_config(problem: QuantizeProblem, device: Device) -> Config:
     total, warpgroups = problem.m * problem.k, 1
     if problem.scale == "token" and problem.symmetric:
         warpgroups = max(1, min(8 * device.num_sms // problem.m, MAX_SHARED))
+        if problem.k * problem.x_bytes > MAX_ROW_BYTES:
+            warpgroups = MAX_SHARED
     for run in (4096, 2048):
         if total >= run * 4 * device.num_sms:
             return Config(run, warpgroups)

@@ -279,6 +279,14 @@ def test_supports_gives_its_reasons():
     assert "A100" in support.reasons[0] and "128, got 100" in support.reasons[1]
     long = dataclasses.replace(p, k=40000, scale="token", group_size=-1)
     assert "64 KiB, got 80000" in hopper.supports(long, H200).reasons[0]
+    shared = dataclasses.replace(long, k=53248)  # by four warpgroups
+    assert hopper.supports(shared, H200)
+    assert (
+        "64 KiB, got 106496"
+        in hopper.supports(
+            dataclasses.replace(shared, out_dtype=INT8, symmetric=False), H200
+        ).reasons[0]
+    )
 
 
 @pytest.mark.parametrize("length", [128, 136, 1024, 1025, 1280, 5137, 14336])
@@ -367,6 +375,7 @@ GPU_SHAPES = [
     (33, 1280),
     (256, 8192),
     (64, 28672),
+    (4, 53248),
 ]
 
 
