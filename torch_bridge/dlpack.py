@@ -19,6 +19,7 @@ The rules, each with a test:
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import queue
 import threading
@@ -167,6 +168,10 @@ def _start_reaper() -> None:
 
 
 def _reap() -> None:
+    # What this thread asks of CUDA must not end a graph capture in another: mode 2 is "relaxed".
+    with contextlib.suppress(OSError):
+        mode = ctypes.byref(ctypes.c_int(2))
+        ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode(mode)
     tick = jax.jit(lambda x: x + 1)
     stopping = False
     while not stopping:

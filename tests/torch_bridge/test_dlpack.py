@@ -336,3 +336,20 @@ def test_gpu_host_does_not_wait():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert (y == 2).all()
+
+
+@gpu
+def test_gpu_letting_go_does_not_disturb_a_capture():
+    """The thread that waits for JAX to be done with tensors runs on while a graph is captured."""
+    for i in range(10):
+        arrays = [to_jax(torch.full((1 << 16,), float(i), device="cuda")) for _ in range(30)]
+        copies = [to_torch(array, copy=True) for array in arrays]
+        x = torch.zeros(8, device="cuda")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):  # the strictest mode: any thread's call may end it
+            for step in range(150):
+                x.add_(1)
+                if step == 20:
+                    arrays.clear()  # which hands the tensors to that thread
+        graph.replay()
+        assert x.tolist() == [150.0] * 8 and all((c == i).all() for c in copies)
