@@ -101,9 +101,11 @@ class W4A8Config:
     def compute_registers(self) -> int | None:
         """Registers a compute thread is given, or None where an even share is enough."""
         threads = self.warpgroups + 1
-        if self.tile_m // 2 + 88 <= 512 // threads // 8 * 8:
+        share = 512 // threads // 8 * 8  # what the launch gives every thread
+        if self.tile_m // 2 + 72 <= share:
             return None
-        return min((512 - _MEMORY_REGISTERS) // self.warpgroups // 8 * 8, 240)
+        # More than the launch has would be waited for forever.
+        return min((share * threads - _MEMORY_REGISTERS) // self.warpgroups // 8 * 8, 240)
 
 
 def supports(problem: W4A8Problem, device: Device) -> Support:
@@ -494,6 +496,8 @@ class _Block:
             first = index * cols + i * piece
             token = smem["x_scale"].at[pl.ds(first, piece)]
             token = plgpu.load(token, layout=_WGMMA.reduce(0), optimized=False)
+            if self.p.x_dtype == "int8":
+                token = token * (1 / convert8.INT8_FACTOR)
             value = total[:, i * piece : (i + 1) * piece]
             value = value * lax.broadcast_in_dim(token, (TILE_N, piece), (1,))
             value = value if channel is None else value * channel

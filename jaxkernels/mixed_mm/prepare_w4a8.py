@@ -9,8 +9,9 @@ prepared layout "hopper_w4a8" of a weight [N, K] with groups of 128:
     scale         [ceil(N/64), K/128, 64]              the checkpoint's dtype and bits
     global_scale  float32 [N, 1] or None               as it was
 
-Only a ragged last tile adds bytes. One prepared weight serves every number of rows of x, and fp8
-and int8 activations are told apart by the scales alone: e4m3 for fp8, 16- or 32-bit for int8.
+Only a ragged last tile adds bytes. One prepared weight serves every number of rows of x. Whether
+they are fp8 or int8, which decides the order of the nibbles, the scales say: e4m3 ones are for fp8,
+16- or 32-bit ones for int8.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def _prepare(w: QuantizedTensor) -> QuantizedTensor:
     n, _ = w.shape
     values = jnp.pad(unscaled(w, jnp.int8), ((0, -n % TILE_N), (0, 0)))
     return dataclasses.replace(
-        w, data=pack_tiles8(values), scale=_tile_rows(w.scale, n), layout=HOPPER_W4A8
+        w, data=pack_tiles8(values, _kind(w)), scale=_tile_rows(w.scale, n), layout=HOPPER_W4A8
     )
 
 
@@ -134,7 +135,11 @@ def _prepare(w: QuantizedTensor) -> QuantizedTensor:
 def unprepare_w4a8(w: QuantizedTensor) -> QuantizedTensor:
     """The plain tensor that `prepare_w4a8` was given, bit for bit."""
     n, k = w.shape
-    codes = unpack_tiles8(w.data)[:n, :k]
+    codes = unpack_tiles8(w.data, _kind(w))[:n, :k]
     codes = codes + 8 if w.scalar_type == scalar_types.uint4b8 else codes & 0xF
     scale = _untile_rows(w.scale, n)
     return dataclasses.replace(w, data=pack_nibbles(codes), scale=scale, layout=PLAIN)
+
+
+def _kind(w: QuantizedTensor) -> str:
+    return "e4m3" if w.scale.dtype == jnp.float8_e4m3fn else "int8"

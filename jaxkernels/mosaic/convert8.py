@@ -8,24 +8,28 @@ its wgmma A fragments. With thread t = 32 * warp + 4 * row + quad, its word 2 * 
 
     n = 16 * warp + 8 * half + row,   k = 32 * s + 16 * upper + 4 * quad + byte
 
-at bits 16 * upper + 4 * byte: each 16 bits are the selector of one byte permutation (PRMT) and
-become the four bytes of one fragment register.
+which become two fragment registers, upper 0 and 1, of four bytes each.
 
-A stored code is made for that instruction. PRMT picks a byte of an 8-byte table by three bits of
-the selector; where the fourth, h, is set, it gives eight copies of that byte's sign bit instead.
-Two tables are looked up, A with the code and B with h inverted, so one of the two gives a table's
-byte and the other 0x00 or 0xFF, and their XOR is the value if B's negative entries are stored
-inverted. All values at one (s, lo) have the same sign, which is what makes this work:
+int8: two's complement at bits 8 * byte + 4 * upper. A register is the high nibbles of the word, or
+of the word shifted by 4, so it holds 16 times the values: 3 instructions for 8 codes, and the
+factor goes with the scales.
+
+e4m3: at bits 16 * upper + 4 * byte, each 16 bits being the selector of a byte permutation (PRMT).
+It picks a byte of an 8-byte table by three bits of a nibble; where the fourth, h, is set, it gives
+eight copies of that byte's sign bit instead. Two tables are looked up, A with the code and B with
+h inverted, so one of the two gives a table's byte and the other 0x00 or 0xFF, and their XOR is the
+value if B's negative entries are stored inverted. All values at one (s, lo) have the same sign,
+which is what makes this work:
 
     code = (h, s, lo)     h = 0 (table A)      h = 1 (table B)
     s = 0                 1  2  3  4           5  6  7  0
     s = 1                -5 -6 -7 -8          -1 -2 -3 -4
 
-So 8 codes take 9 instructions for any 16 values: 4 PRMT, 2 XOR, and 3 to make the selectors. For
-int8 the tables are constants. For e4m3 they hold each code times the row's group scale, rounded
-once to e4m3 (as upstream's lookup tables do); the products 1..8 of a row are made by two threads,
-four each, with the hardware's conversion, and shared with the other threads of the row's quad by
-shuffles. The sign of a negative scale is XORed in last, for nothing.
+So 8 codes take 9 instructions for any 16 values: 4 PRMT, 2 XOR, and 3 to make the selectors. The
+tables hold each code times the row's group scale, rounded once to e4m3 (as upstream's lookup tables
+do). The products 1..8 of a row are made by two threads, four each, with the hardware's conversion,
+and shared with the row's other threads by shuffles. A negative scale's sign is XORed in last, for
+nothing.
 """
 
 from __future__ import annotations
@@ -50,48 +54,59 @@ E4M3_MAX = 448.0
 _ROW = plgpu.Layout.WGMMA.reduce(1)  # one value a row of a fragment
 _WORDS = plgpu.Layout.WG_STRIDED((WORD_ROWS, LANES), vec_size=4)
 _FRAGMENT = plgpu.Layout.WGMMA_8BIT
-# Tables A and B of int8, as two words each.
-_INT8_TABLES = ((0x04030201, 0xF8F9FAFB), (0x00070605, 0x03020100))
+INT8_FACTOR = 16  # what int8 fragments hold, over the values
 
 
 # -- the order of a tile ------------------------------------------------------------------------
 
 
-def pack_tiles8(values: jax.Array) -> jax.Array:
-    """int8 values -8..7 [N, K], of whole tiles, to words int32 [N/64, K/128 * 8, 128]."""
+def pack_tiles8(values: jax.Array, kind: str) -> jax.Array:
+    """int8 values -8..7 [N, K], of whole tiles, to words int32 [N/64, K/128 * 8, 128].
+
+    kind: "e4m3" or "int8", which of the two orders.
+    """
     n, k = values.shape
     values = values.astype(jnp.int32)
-    negative = values < 0
-    size = jnp.where(values == 0, 8, jnp.abs(values))  # 1 to 8, and 8 for 0
-    codes = ((size > 4) != negative) * 8 + negative * 4 + ((size - 1) & 3)
-    codes = codes.astype(jnp.uint32)
+    codes = values & 0xF if kind == "int8" else _selector(values)
     # n = tile, warp, half, row;  k = tile, register, s, upper, quad, byte
-    v = codes.reshape(n // TILE_N, 4, 2, 8, k // TILE_K, 2, 2, 2, 4, 4)
+    v = codes.astype(jnp.uint32).reshape(n // TILE_N, 4, 2, 8, k // TILE_K, 2, 2, 2, 4, 4)
     v = v.transpose(0, 4, 5, 1, 3, 8, 6, 2, 7, 9)
-    words = (v << _bit_positions()).sum((-1, -2), dtype=jnp.uint32)
+    words = (v << _bit_positions(kind)).sum((-1, -2), dtype=jnp.uint32)
     words = jax.lax.bitcast_convert_type(words, jnp.int32)
     return words.reshape(n // TILE_N, k // TILE_K * WORD_ROWS, LANES)
 
 
-def unpack_tiles8(words: jax.Array) -> jax.Array:
+def unpack_tiles8(words: jax.Array, kind: str) -> jax.Array:
     """The inverse of `pack_tiles8`: int8 values [N, K]."""
     tiles, rows, _ = words.shape
     ktiles = rows // WORD_ROWS
     w = jax.lax.bitcast_convert_type(words, jnp.uint32)
     w = w.reshape(tiles, ktiles, 2, 4, 8, 4, 2, 2, 1, 1)
-    codes = (w >> _bit_positions()) & 0xF
-    codes = codes.transpose(0, 3, 7, 4, 1, 2, 6, 8, 5, 9)
-    codes = codes.astype(jnp.int32)
+    codes = ((w >> _bit_positions(kind)) & 0xF).astype(jnp.int32)
+    codes = codes.transpose(0, 3, 7, 4, 1, 2, 6, 8, 5, 9).reshape(tiles * TILE_N, ktiles * TILE_K)
+    values = (codes ^ 8) - 8 if kind == "int8" else _selected(codes)
+    return values.astype(jnp.int8)
+
+
+def _selector(values: jax.Array) -> jax.Array:
+    """The code (h, s, lo) of a value -8..7."""
+    negative = values < 0
+    size = jnp.where(values == 0, 8, jnp.abs(values))  # 1 to 8, and 8 for 0
+    return ((size > 4) != negative) * 8 + negative * 4 + ((size - 1) & 3)
+
+
+def _selected(codes: jax.Array) -> jax.Array:
+    """The value of a code (h, s, lo)."""
     negative = (codes & 4) != 0
     size = (codes & 3) + 1 + jnp.where((codes >= 8) != negative, 4, 0)
-    values = jnp.where(negative, -size, size & 7).astype(jnp.int8)
-    return values.reshape(tiles * TILE_N, ktiles * TILE_K)
+    return jnp.where(negative, -size, size & 7)
 
 
-def _bit_positions() -> jax.Array:
+def _bit_positions(kind: str) -> jax.Array:
     """uint32 [upper 2, byte 4]."""
+    of_upper, of_byte = (4, 8) if kind == "int8" else (16, 4)
     upper = jax.lax.broadcasted_iota(jnp.uint32, (2, 4), 0)
-    return 16 * upper + 4 * jax.lax.broadcasted_iota(jnp.uint32, (2, 4), 1)
+    return of_upper * upper + of_byte * jax.lax.broadcasted_iota(jnp.uint32, (2, 4), 1)
 
 
 # -- in a kernel --------------------------------------------------------------------------------
@@ -107,7 +122,7 @@ def fragment8(words, dtype, scales=None) -> jax.Array:
 
     Args:
       words: what `load_words8` gave.
-      dtype: int8: the values themselves. float8_e4m3fn: the products with `scales`, each rounded
+      dtype: int8: 16 times the values. float8_e4m3fn: the products with `scales`, each rounded
         once, to nearest even, and kept inside e4m3's +-448.
       scales: float8_e4m3fn [64], one a row (`convert.load_rows`); None for int8.
 
@@ -124,7 +139,7 @@ def fragment8(words, dtype, scales=None) -> jax.Array:
     )
     def convert(_, words, *rows):
         emit = _Emitter()
-        tables = emit.scaled_tables(rows[0]) if rows else emit.int8_tables()
+        tables = emit.scaled_tables(rows[0]) if rows else (None, None)
         per_thread = [
             vector.extract(register, [], ir.DenseI64ArrayAttr.get([i]))
             for register in words.registers.flat
@@ -153,10 +168,9 @@ def fragment8(words, dtype, scales=None) -> jax.Array:
 
 def fragment8_twin(words, dtype, scales=None) -> jax.Array:
     """`fragment8` in plain jax.numpy, bit for bit but for the sign of zeros."""
-    values = unpack_tiles8(words[None])
     if scales is None:
-        return values.astype(dtype)
-    return rounded_products(values, scales[:, None])
+        return unpack_tiles8(words[None], "int8") * INT8_FACTOR
+    return rounded_products(unpack_tiles8(words[None], "e4m3"), scales[:, None])
 
 
 def rounded_products(values: jax.Array, scales: jax.Array) -> jax.Array:
@@ -202,11 +216,6 @@ class _Emitter:
         """A bit operation of a word and an immediate."""
         return self.asm(f"lop3.b32 $0, $1, 0x{mask:08X}, 0, 0x{lut:02X};", word)
 
-    def int8_tables(self):
-        (a0, a1), (b0, b1) = _INT8_TABLES
-        table = tuple(map(self.const, (a0, a1, b0, b1)))
-        return [(*table, None)] * 2
-
     def scaled_tables(self, scales):
         """(A0, A1, B0, B1, sign) of the two rows of this thread."""
         rows = []
@@ -251,7 +260,10 @@ class _Emitter:
         ]
 
     def values(self, word, table):
-        """The two fragment registers of a word: of its lower and of its upper 16 bits."""
+        """The two fragment registers of a word; without a table, of int8."""
+        if table is None:
+            shifted = arith.shli(word, self.const(4))
+            return [self.masked(w, 0xF0F0F0F0, 0xC0) for w in (shifted, word)]
         a0, a1, b0, b1, sign = table
         toggled = self.masked(word, 0x88888888, 0x3C)
         out = []
@@ -261,8 +273,5 @@ class _Emitter:
                 first, second = (arith.shrui(v, self.const(16)) for v in (word, toggled))
             a = self.prmt(a0, a1, first)
             b = self.prmt(b0, b1, second)
-            if sign is None:
-                out.append(arith.xori(a, b))
-            else:
-                out.append(self.asm("lop3.b32 $0, $1, $2, $3, 0x96;", a, b, sign))
+            out.append(self.asm("lop3.b32 $0, $1, $2, $3, 0x96;", a, b, sign))
         return out

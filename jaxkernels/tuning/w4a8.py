@@ -24,7 +24,8 @@ from jaxkernels.tuning.mixed_mm import ceil_div
 
 _ALIGN = 1024  # Pallas aligns each shared allocation to this
 _FRAGMENTS = 32  # registers of two converted tiles, one multiplying and one being made
-_OTHER = 40  # tables, words, addresses, counters
+_OTHER_FP8 = 40  # tables, words, addresses, counters
+_OTHER_INT8 = 16
 _MAX_CLUSTER = 8  # the portable limit
 
 
@@ -50,11 +51,12 @@ def shared_bytes(problem: W4A8Problem, config: W4A8Config) -> int:
 
 
 def registers(problem: W4A8Problem, config: W4A8Config) -> tuple[int, int]:
-    """(what a compute thread needs, by a rough count; what it can be given)."""
+    """(what a compute thread needs, as ptxas has it; what it can be given)."""
     c = config
-    accumulators = 3 if problem.x_dtype == "int8" else 1  # the sum and two groups in flight
     given = c.compute_registers or min(512 // (c.warpgroups + 1) // 8 * 8, 255)
-    return accumulators * c.tile_m // 2 + _FRAGMENTS + _OTHER - 8 * (c.tile_m < 64), given
+    if problem.x_dtype == "int8":  # the sum and two groups in flight
+        return 3 * c.tile_m // 2 + _FRAGMENTS + _OTHER_INT8, given
+    return c.tile_m // 2 + _FRAGMENTS + _OTHER_FP8, given
 
 
 def legal(problem: W4A8Problem, config: W4A8Config, device: Device) -> Support:
