@@ -172,7 +172,7 @@ def _reap() -> None:
     with contextlib.suppress(OSError):
         mode = ctypes.byref(ctypes.c_int(2))
         ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode(mode)
-    tick = jax.jit(lambda x: x + 1)
+    tick, zero = jax.jit(lambda x: x + 1), functools.cache(lambda d: jax.device_put(0, d))
     stopping = False
     while not stopping:
         items = [_retired.get()]
@@ -185,7 +185,7 @@ def _reap() -> None:
                 time.sleep(0.0005)
         # A device runs what it is given in order, so this is done when all before it is.
         devices = {after for after, _ in items if not isinstance(after, torch.cuda.Event)}
-        jax.block_until_ready([tick(jax.device_put(0, device)) for device in devices])
+        jax.block_until_ready([tick(zero(device)) for device in devices])
         items.clear()  # here and not at the next round, which may be long after
 
 
