@@ -36,7 +36,7 @@ from jaxkernels.mixed_mm.scales import Scales
 from jaxkernels.mosaic import convert
 from jaxkernels.mosaic.cluster import exchange_outputs, exchange_scratch, sum_over_cluster
 from jaxkernels.mosaic.convert import TILE
-from jaxkernels.mosaic.launch import wait_for_previous_kernel
+from jaxkernels.mosaic.launch import prefetch, wait_for_previous_kernel
 from jaxkernels.mosaic.smem import matrix, swizzled, window
 from jaxkernels.problem import MixedMMOperands, MixedMMProblem
 
@@ -58,6 +58,7 @@ class DecodeConfig:
       cluster_n: blocks of a cluster with adjacent rows of w; each reads a part of x for all.
       overlap: start while the kernel ahead on the stream still runs: the first stages of weights
         come meanwhile, and its results are waited for before x is read.
+      prefetch: how many further stages of weights come as far as the L2 cache meanwhile.
     """
 
     tile_m: int = 16
@@ -69,6 +70,7 @@ class DecodeConfig:
     scale_on: str = "accumulator"
     overlap: bool = True
     cluster_n: int = 1
+    prefetch: int = 0
 
 
 def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeConfig) -> jax.Array:
@@ -182,17 +184,21 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
             plgpu.commit_smem()
             place = (pl.ds(m0 + part * width, width), pl.ds((row_tile + wn) * TILE, TILE))
             plgpu.copy_smem_to_gmem(window(smem["out"].at[wn]), gmem["out"].at[place])
-            plgpu.wait_smem_to_gmem(0)
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
         @pl.when(warpgroup == warpgroups)
         def _memory():
+            rows = pl.ds(row_tile, c.wg_n)
+
+            def words_of_stage(i):
+                first = (rank * steps + i) * (tiles * fmt.bits)
+                return gmem["w"].at[rows, pl.ds(first, tiles * fmt.bits)]
+
             def load_weights(i, _=None):
                 slot = i & (c.stages - 1)
                 k_step = rank * steps + i
                 full = smem["full"].at[slot]
-                rows = pl.ds(row_tile, c.wg_n)
-                words = pl.ds(k_step * (tiles * fmt.bits), tiles * fmt.bits)
-                plgpu.copy_gmem_to_smem(gmem["w"].at[rows, words], smem["w"].at[slot], full)
+                plgpu.copy_gmem_to_smem(words_of_stage(i), smem["w"].at[slot], full)
                 if grouped:
                     spans = {"scale": scales.span} | ({"zero": group} if zeros else {})
                     for name, span in spans.items():
@@ -222,11 +228,13 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
             ahead = min(c.stages, steps) if c.overlap else 0
             lax.fori_loop(0, ahead, load_weights, None)
             if c.overlap:
+                until = min(ahead + c.prefetch, steps)
+                lax.fori_loop(ahead, until, lambda i, _: prefetch(words_of_stage(i)), None)
                 wait_for_previous_kernel()
             lax.fori_loop(0, ahead, load_x, None)
             if problem.bias:
-                rows = pl.ds(row_tile * TILE, tile_n)
-                plgpu.copy_gmem_to_smem(gmem["bias"].at[rows], smem["bias"], smem["bias_full"])
+                source = gmem["bias"].at[pl.ds(row_tile * TILE, tile_n)]
+                plgpu.copy_gmem_to_smem(source, smem["bias"], smem["bias_full"])
             lax.fori_loop(ahead, steps, load, None)
             for i in range(max(0, steps - c.stages), steps):  # every phase is seen by all
                 plgpu.barrier_wait(smem["empty"].at[i & (c.stages - 1)])

@@ -47,6 +47,12 @@ def wait_for_previous_kernel() -> None:
     plgpu.griddepcontrol_launch_dependents()
 
 
+def prefetch(source) -> None:
+    """Asks for a slice of global memory to be brought into the L2 cache; waits for nothing."""
+    if not is_interpreting():
+        plgpu.async_prefetch(source)
+
+
 def launched_in_order():
     """A context for tracing programs of nothing but kernels, launched in the order of the trace."""
     return _ahead("a kernel of the program")
