@@ -94,6 +94,8 @@ class Weights:
         elif s.shape[1] > 1:
             s = s.repeat_interleave(self.group, 1)
         w = w.mul_(s) if w.shape == s.shape else w * s
+        if self.family == "w4a8-fp8":  # the kernels multiply with fp8 products
+            w = w.clamp_(-448, 448).to(F8).float()
         return w if self.global_scale is None else w * self.global_scale
 
 
@@ -117,6 +119,9 @@ def make_weights(cell: Cell) -> Weights:
     elif f.op == "mixed_mm" and name.startswith("fp4-nv"):
         scale = (torch.rand(n, groups, device=DEVICE) * 400 + 40).to(F8)
         global_scale = torch.full((1, 1), 1e-4, device=DEVICE)
+    elif name == "w4a8-fp8":
+        scale = random_scale(n, groups).mul_(5600).to(F8)  # an eighth of e4m3's range
+        global_scale = random_scale(n, 1)
     elif name.startswith("fp4-mx"):
         scale = torch.randint(117, 123, (n, groups), device=DEVICE, dtype=torch.uint8)
         scale = scale.view(torch.float8_e8m0fnu)

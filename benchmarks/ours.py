@@ -17,7 +17,7 @@ import torch
 from benchmarks.operands import F8, STATIC_AZP, STATIC_SCALE, Operands, Weights, dequantized
 from benchmarks.suites import FAMILIES, Cell
 from jaxkernels.mosaic.device import trace_device
-from jaxkernels.problem import MixedMMProblem, ScaledMMProblem
+from jaxkernels.problem import MixedMMProblem, ScaledMMProblem, W4A8Problem
 from jaxkernels.quantized import GroupShape, QuantizedTensor
 from jaxkernels.scalar_types import scalar_types
 
@@ -53,8 +53,8 @@ def plan(cell: Cell, config=None) -> Plan:
     """
     op = FAMILIES[cell.family].op
     if config is not None:
-        return {"scaled_mm": _scaled, "mixed_mm": _mixed}[op](cell, config)
-    return {"scaled_mm": _scaled, "w8a8_linear": _linear, "mixed_mm": _mixed,
+        return {"scaled_mm": _scaled, "mixed_mm": _mixed, "w4a8_mm": _w4a8}[op](cell, config)
+    return {"scaled_mm": _scaled, "w8a8_linear": _linear, "mixed_mm": _mixed, "w4a8_mm": _w4a8,
             "quantize": _quantize}[op](cell)  # fmt: skip
 
 
@@ -168,16 +168,17 @@ def _weight_struct(cell: Cell) -> QuantizedTensor:
     groups = 1 if cell.group == -1 else k // cell.group
     block = f.name == "w8a16-fp8-block"
     byte = jnp.float8_e4m3fn if f.name.startswith("w8a16-fp8") else jnp.uint8
-    scale = {"fp4-nv": jnp.float8_e4m3fn, "fp4-mx": jnp.float8_e8m0fnu}.get(
-        f.name, jnp.float32 if f.name == "w4a8-fp8" or block else BF16
+    small = {"fp4-mx": jnp.float8_e8m0fnu} | dict.fromkeys(
+        ("fp4-nv", "w4a8-fp8"), jnp.float8_e4m3fn
     )
+    scale = small.get(f.name, jnp.float32 if block else BF16)
     more = {}
     if f.zero_points:
         more["zero_point"] = _struct((n, groups), jnp.uint8)
     if f.act_order:
         more["g_idx"] = _struct((k,), jnp.int32)
-    if f.name == "fp4-nv":
-        more["global_scale"] = _struct((1, 1), jnp.float32)
+    if f.name in ("fp4-nv", "w4a8-fp8"):
+        more["global_scale"] = _struct((1 if f.name == "fp4-nv" else n, 1), jnp.float32)
     return _tensor(
         _struct((n, k * f.w_bits // 8), byte),
         _struct((-(-n // 128) if block else n, groups), scale), (n, k), kind,
@@ -212,10 +213,8 @@ def _mixed(cell: Cell, config=None) -> Plan:
     plain = _weight_struct(cell)
     prepared = jax.eval_shape(prepare, plain)
     leaves, tree = jax.tree.flatten(prepared)
-    a8 = f.x_bits == 8
-    dtype = (jnp.int8 if f.rate == "int8" else jnp.float8_e4m3fn) if a8 else BF16
     problem = MixedMMProblem(
-        m, n, k, plain.scalar_type, jnp.dtype(dtype).name, "bfloat16", cell.group,
+        m, n, k, plain.scalar_type, "bfloat16", "bfloat16", cell.group,
         plain.granularity, f.zero_points, f.act_order, False, prepared.layout,
         scale_dtype=jnp.dtype(plain.scale.dtype).name, global_scale=f.name == "fp4-nv",
     )  # fmt: skip
@@ -225,22 +224,46 @@ def _mixed(cell: Cell, config=None) -> Plan:
         return op(x, weight, out_dtype=BF16, implementation="hopper", config=config)
 
     def operands(o: Operands):
-        return [(o.x, *leaves) for leaves in _prepared_copies(o.weights, plain)]
-
-    def finish(out, o: Operands):  # the op multiplies weights only; the token scale is the caller's
-        return out.float() * o.x_scale if a8 else out
+        return [(o.x, *leaves) for leaves in _prepared_copies(o.weights, plain, prepare)]
 
     kernel = _hopper(IMPLEMENTATIONS)
     chosen = _supported(kernel, problem) if config is None else str(config)
     legal = functools.partial(kernel.configs, problem, trace_device())
-    structs = (_struct((m, k), dtype), *leaves)
-    return Plan(fn, structs, operands, "mixed_mm/hopper", chosen, finish, legal)
+    structs = (_struct((m, k), BF16), *leaves)
+    return Plan(fn, structs, operands, "mixed_mm/hopper", chosen, configs=legal)
 
 
-def _prepared_copies(w: Weights, plain: QuantizedTensor) -> list[tuple[torch.Tensor, ...]]:
+def _w4a8(cell: Cell, config=None) -> Plan:
+    from jaxkernels import prepare_w4a8, w4a8_mm
+    from jaxkernels.mixed_mm.w4a8 import IMPLEMENTATIONS
+
+    m, n, k = cell.m, cell.n, cell.k
+    plain = _weight_struct(cell)
+    prepared = jax.eval_shape(prepare_w4a8, plain)
+    leaves, tree = jax.tree.flatten(prepared)
+    dtype = jnp.int8 if FAMILIES[cell.family].rate == "int8" else jnp.float8_e4m3fn
+    problem = W4A8Problem(
+        m, n, k, plain.scalar_type, jnp.dtype(dtype).name, "bfloat16", cell.group,
+        jnp.dtype(plain.scale.dtype).name, plain.global_scale is not None, layout=prepared.layout,
+    )  # fmt: skip
+
+    def fn(x, x_scale, *leaves):
+        weight = jax.tree.unflatten(tree, leaves)
+        return w4a8_mm(x, weight, x_scale, implementation="hopper", config=config)
+
+    def operands(o: Operands):
+        copies = _prepared_copies(o.weights, plain, prepare_w4a8)
+        return [(o.x, o.x_scale.contiguous(), *leaves) for leaves in copies]
+
+    kernel = _hopper(IMPLEMENTATIONS)
+    chosen = _supported(kernel, problem) if config is None else str(config)
+    legal = functools.partial(kernel.configs, problem, trace_device())
+    structs = (_struct((m, k), dtype), _struct((m, 1), jnp.float32), *leaves)
+    return Plan(fn, structs, operands, "w4a8_mm/hopper", chosen, configs=legal)
+
+
+def _prepared_copies(w: Weights, plain: QuantizedTensor, prepare) -> list[tuple]:
     """The prepared first copy, and as many others with fresh random codes."""
-    from jaxkernels.mixed_mm.prepare import prepare
-
     if "ours" not in w.packed:
         arrays = jax.tree.leaves(jax.block_until_ready(jax.jit(prepare)(_fill(plain, w))))
         first = tuple(torch.from_dlpack(a) for a in arrays)
