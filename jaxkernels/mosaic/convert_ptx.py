@@ -17,7 +17,6 @@ from jaxkernels.mosaic.weight_formats import E2M1_PLACES, exponent_bias
 FOLD = 64  # log2 of what is left out of scaled weights in bfloat16
 _BOTH = 0x10001  # a 16-bit constant times this is in both halves of a word
 _2_127, _MINUS_2_127 = 0x7F007F00, 0xFF00FF00  # bfloat16
-_BROADCAST = (0x1010, 0x3232)  # prmt selectors: one half of a word to both
 
 
 def power_of_two(exponent: int, half: bool) -> int:
@@ -72,6 +71,15 @@ class Emitter:
             return arith.shrui(word, self.const(right))
         return arith.shli(word, self.const(-right))
 
+    def both(self, word, half: str):
+        """The low ("l") or high ("h") half of a word in both.
+
+        Moves, which a product that follows takes in (`.H0_H0`), where a multiplication or a
+        permutation would be one instruction more.
+        """
+        text = f"{{ .reg .b16 l, h; mov.b32 {{l, h}}, $1; mov.b32 $0, {{{half}, {half}}}; }}"
+        return llvm.inline_asm(self.i32, [word], text, "=r,r")
+
     def row_words(self, rows):
         """The two rows' values of this thread, as i32 without sign extension."""
         out = []
@@ -84,12 +92,8 @@ class Emitter:
         return out
 
     def row_pairs(self, rows):
-        """The two rows' values of this thread, each in both 16-bit halves of an i32.
-
-        Moves, which a product that follows takes in (`.H0_H0`), where a multiplication is one more.
-        """
-        text = "{ .reg .b16 l, h; mov.b32 {l, h}, $1; mov.b32 $0, {l, l}; }"
-        return [llvm.inline_asm(self.i32, [v], text, "=r,r") for v in self.row_words(rows)]
+        """The two rows' values of this thread, each in both 16-bit halves of an i32."""
+        return [self.both(v, "l") for v in self.row_words(rows)]
 
     def scale_pairs(self, scales, kind: str):
         """What to multiply a pair by, for half 0 and half 1 of the fragment's rows: a list of as
@@ -125,18 +129,17 @@ class Emitter:
         """e4m3 codes to pairs of equal floats, two codes at a time."""
         out = []
         for i in range(0, codes, 2):
-            # Codes i and i + 1 on top of the halves of a word, then as for weights of e4m3.
-            top = self.ptx("prmt.b32", word, 0, 0x0404 | i << 4 | (i + 1) << 12)
-            sign = arith.andi(top, self.const(0x80008000))
+            # Codes i and i + 1 in the halves of a word, with their signs from bit 7 up.
+            signed = self.ptx("prmt.b32", word, 0, 0x8080 | i * 0x11 | (i + 1) * 0x1100)
             if self.half:
-                pair = self.lop3(self.shift(top, 1), 0x3F803F80, sign, 0xEA)
+                pair = arith.andi(self.shift(signed, -7), self.const(0xBF80BF80))
                 pair = self.ptx("mul.rn.f16x2", pair, power_of_two(8, True))
             else:  # 2^120 for the bias, and what the weights lack: two factors, each in range
-                pair = self.lop3(self.shift(top, 4), 0x07F007F0, sign, 0xEA)
+                pair = arith.andi(self.shift(signed, -4), self.const(0x87F087F0))
                 exponent = 120 + exponent_bias(self.fmt, jnp.bfloat16) - FOLD
                 for factor in (exponent // 2, exponent - exponent // 2):
                     pair = self.ptx("mul.rn.bf16x2", pair, power_of_two(factor, False))
-            out += [self.ptx("prmt.b32", pair, 0, selector) for selector in _BROADCAST]
+            out += [self.both(pair, "l"), self.both(pair, "h")]
         return out[:codes]
 
     def _e8m0_scales(self, word, codes: int):
@@ -153,7 +156,7 @@ class Emitter:
             low = self.ptx("prmt.b32", word, 0, 0x4040 | i | (i + 1) << 8)
             exponents = self.ptx("min.u16x2", arith.addi(low, self.const(added)), 0xFF * _BOTH)
             pair = self.shift(exponents, -7)
-            out += [self.ptx("prmt.b32", pair, 0, selector) for selector in _BROADCAST]
+            out += [self.both(pair, "l"), self.both(pair, "h")]
         return out[:codes]
 
     def zero_pairs(self, rows):
