@@ -25,6 +25,7 @@ from jaxkernels.mixed_mm.w4a8 import fp8_weights
 from jaxkernels.mosaic import convert8
 from jaxkernels.quantized import GroupShape, QuantizedTensor, pack_nibbles
 from jaxkernels.scalar_types import scalar_types
+from jaxkernels.sharding import local, partition_specs
 
 from . import w4a8_cases as cases
 
@@ -100,6 +101,23 @@ def test_vmap_is_a_loop(rng):
     for i in range(3):
         one = w4a8_mm(x[i], w, x_scale[i])
         np.testing.assert_array_equal(np.asarray(batched[i]), np.asarray(one))
+
+
+def test_rows_of_a_weight_over_devices(rng):
+    """Cut along N, a weight's second scales go with its rows; groups of 128 are cut along K."""
+    mesh = jax.sharding.AbstractMesh((2,), ("model",))
+    w = cases.random_weight(rng, "fp8", 128, 512)
+    spec = jax.sharding.PartitionSpec
+    for weight in (w, prepare_w4a8(w)):
+        rows = partition_specs(weight, mesh, n="model")
+        assert rows.global_scale == spec("model", None)
+        assert partition_specs(weight, mesh, k="model").global_scale == spec()
+        half = jax.tree.map(lambda a, s: a[: a.shape[0] // 2] if s[0] else a, weight, rows)
+        x, x_scale = cases.random_x(rng, "fp8", 3, 512)
+        whole = w4a8_mm(x, weight, x_scale)
+        np.testing.assert_array_equal(
+            np.asarray(w4a8_mm(x, local(half), x_scale)), np.asarray(whole[:, :64])
+        )
 
 
 def test_no_rows(rng):
