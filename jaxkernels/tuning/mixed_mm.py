@@ -169,22 +169,26 @@ def candidates(problem: MixedMMProblem, device: Device) -> tuple[Config, ...]:
             depths.add(group * (wg_k if group < 256 else 1))
         for tile_k, split_k in itertools.product(sorted(depths), (1, 2, 4)):
             if tile_k * split_k < 2 * p.k + TILE * wg_k:
-                wanted.append(DecodeConfig(tile_m, wg_n, wg_k, tile_k, 2, split_k, scale_on))
+                wanted.append(DecodeConfig(tile_m, wg_n, wg_k, tile_k, 4, split_k, scale_on))
     if p.m > 64:
         for tile_m, wg_n, cluster_n in itertools.product((64, 128, 192, 256), (2, 3), (1, 2)):
             wanted.append(PrefillConfig(tile_m, wg_n, 64, 3, cluster_n))
-    legal_ones = (_deepest(p, config, device) for config in wanted)
-    return tuple(dict.fromkeys(config for config in legal_ones if legal(p, config, device)))
+    deep = (variant for config in wanted for variant in _depths(p, config, device))
+    return tuple(dict.fromkeys(config for config in deep if legal(p, config, device)))
 
 
-def _deepest(problem: MixedMMProblem, config: Config, device: Device) -> Config:
-    """The config with as many stages as fit, up to 8; the decode kernel wants a power of two."""
-    depths = (8, 4, 2) if isinstance(config, DecodeConfig) else (6, 5, 4, 3, 2)
-    for stages in depths:
-        deep = dataclasses.replace(config, stages=stages)
-        if shared_bytes(problem, deep) <= device.smem_bytes:
-            return deep
-    return config
+def _depths(problem: MixedMMProblem, config: Config, device: Device) -> list[Config]:
+    """The config with as many stages as fit, up to 8, and where that is 8, with 4 too.
+
+    Fewer stages may leave room for a block of the next launch, which then loads its weights early.
+    """
+    decode = isinstance(config, DecodeConfig)  # which wants a power of two
+    deep = [
+        dataclasses.replace(config, stages=stages)
+        for stages in ((8, 4, 2) if decode else (6, 5, 4, 3, 2))
+    ]
+    fitting = [c for c in deep if shared_bytes(problem, c) <= device.smem_bytes]
+    return fitting[: 2 if decode and len(fitting) == 3 else 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,22 +212,27 @@ class Estimate:
 # 4096 21.5 us, M=64 31.5, M=128 48.1; 16 x 4096 x 4096 7.2; 16 x 8192 x 28672 35.1 (41.0 with
 # twice the reads of x); 4096 x 28672 x 4096 1166.
 _CLOCK = 1.79e3  # cycles a microsecond
-_START = 3.5  # microseconds: launch, first bytes, last store
-_AGAIN = 2.0  # microseconds to fill the pipeline of a further block on an SM
-_L2_BYTES = 7.5e6  # bytes a microsecond, all SMs together
-_DECODE_TILE = 108.0  # cycles of an SM for a tile of 64 x 64 weights by no columns of x ...
-_DECODE_COLUMN = 1.15  # ... and for each column
-_EIGHT_BITS = 0.9  # 8-bit weights convert a little faster
-_ON_WEIGHT = 14.0  # cycles more to multiply scales into the weights
-_ON_ACCUMULATOR = 1.2  # cycles more for each column over 32: registers run short
+_START = 2.91  # microseconds: launch, first bytes, last store
+_OVERLAP = 0.839  # of them under the launch ahead ...
+_EARLY = 0.324  # ... and more where two blocks fit on an SM
+_AGAIN = 2.12  # microseconds to fill the pipeline of a further block on an SM
+_L2_BYTES = 1.04e7  # bytes a microsecond, all SMs together
+_DECODE_TILE = 115.0  # cycles of an SM for a tile of 64 x 64 weights by no columns of x ...
+_DECODE_COLUMN = 1.19  # ... and for each column
+_EIGHT_BITS = 1.21  # 8-bit weights convert a little faster
+_ON_WEIGHT = 1.89  # cycles more for each group of a tile with scales on the weights ...
+_ZEROS_ON_WEIGHT = 14.0  # ... and where zero points keep scale and conversion apart
+_ON_ACCUMULATOR = 0.813  # cycles more for each column over 32: registers run short
 _SHORT = {1: 1.2, 2: 1.07}  # times slower with so few tiles of a stage a warpgroup
-_SHALLOW = 1.15  # times slower with two stages ...
-_SHALLOWEST = 1.45  # ... of no more than two tiles a warpgroup
+_SHALLOW = 1.0  # times slower with two stages ...
+_SHALLOWEST = 1.16  # ... of no more than two tiles a warpgroup
 _FEW_WARPS = 1.15  # times slower with fewer than 4 compute warpgroups on an SM
-_PREFILL = 1.1  # over the tensor cores' 2 cycles a column of a tile
-_EPILOGUE = 0.012  # microseconds a column of a prefill tile
-_SPLIT = 0.9  # microseconds of a sum over a cluster
-_HALVES = 0.3  # microseconds of a sum over warpgroups
+_PREFILL_COLUMN = 1.59  # cycles of an SM for a column of a tile of 64 x 64 weights ...
+_PREFILL_TILE = 275.0  # ... and for the tile, shared by the block's warpgroups
+_EPILOGUE = 0.00777  # microseconds a column of a prefill tile
+_SPLIT = 1.05  # microseconds of a sum over a cluster of 2, and of each doubling
+_HALVES = 0.296  # microseconds of a sum over warpgroups
+_CLUSTERED = {1: 1.0, 2: 1.0, 4: 0.85, 8: 0.7}  # of the SMs run clusters of so many blocks
 
 
 def estimate(problem: MixedMMProblem, config: Config, device: Device) -> Estimate:
@@ -240,7 +249,7 @@ def estimate(problem: MixedMMProblem, config: Config, device: Device) -> Estimat
     else:
         rounds, again = blocks / device.num_sms, 0.0
         rounds = ceil_div(blocks, device.num_sms) if rounds < 8 else rounds + 0.5
-        cycles = max(2.0 * c.tile_m * _PREFILL, _DECODE_TILE + _ON_WEIGHT + 1.4 * c.tile_m)
+        cycles = _PREFILL_COLUMN * c.tile_m + _PREFILL_TILE / c.wg_n
         compute = rounds * (c.wg_n * k_tiles * cycles / _CLOCK + c.tile_m * _EPILOGUE)
     weights = p.n * p.k * _bits(p) / 8
     x_reads = n_tiles * m_tiles * c.tile_m * p.k * _x_bytes(p) / getattr(c, "cluster_n", 1)
@@ -248,9 +257,10 @@ def estimate(problem: MixedMMProblem, config: Config, device: Device) -> Estimat
     # Blocks with the same weights run side by side, as do those with the same x: not all of it
     # comes from far away when there are many.
     l2 = (weights * m_tiles + x_reads) / (_L2_BYTES * (1 if m_tiles <= 4 else 1.25))
-    total = _START + max(memory, l2, compute) + again
+    total = _START - _OVERLAP * c.overlap + max(memory, l2, compute) + again
     if decode:
-        total += _SPLIT * (split > 1) + _HALVES * (c.wg_k > 1)
+        total -= _EARLY * (c.overlap and _resident(p, c, device) > 1 and again == 0.0)
+        total += _SPLIT * (split.bit_length() - 1) + _HALVES * (c.wg_k > 1)
     return Estimate(memory, l2, compute, total)
 
 
@@ -261,7 +271,7 @@ def _decode_cycles(p: MixedMMProblem, c: DecodeConfig, device: Device) -> float:
     cycles *= 1.0 if _bits(p) == 4 else _EIGHT_BITS
     cycles = max(cycles, 2.05 * c.tile_m)
     if p.group < p.k and c.scale_on == "weight":
-        cycles += _ON_WEIGHT
+        cycles += _ON_WEIGHT * max(1.0, TILE / p.group) + _ZEROS_ON_WEIGHT * p.zero_points
     elif p.group < p.k:
         cycles += _ON_ACCUMULATOR * max(0, c.tile_m - 32)
     own = c.tile_k // c.wg_k // TILE
@@ -274,13 +284,16 @@ def _decode_cycles(p: MixedMMProblem, c: DecodeConfig, device: Device) -> float:
 
 def _resident(p: MixedMMProblem, c: DecodeConfig, device: Device) -> int:
     """Blocks that an SM holds at a time."""
-    return max(1, min(device.smem_bytes // shared_bytes(p, c), 16 // (c.wg_n * c.wg_k + 1)))
+    threads = (c.wg_n * c.wg_k + 1) * _THREADS
+    used = ceil_div(registers(p, c)[0] + 12, 8) * 8
+    fit = device.smem_bytes // shared_bytes(p, c), _REGISTERS // (threads * used), 2048 // threads
+    return max(1, min(fit))
 
 
 def _decode_rounds(p, c, device, blocks) -> tuple[int, float]:
     """How many blocks the busiest SM works through, and what their beginnings cost."""
     # A cluster of 4 or 8 has to fit in a GPC of 16 or 18 SMs: not every SM gets one.
-    sms = {1: 1.0, 2: 1.0, 4: 0.85, 8: 0.7}[c.split_k] * device.num_sms
+    sms = _CLUSTERED[c.split_k * c.cluster_n] * device.num_sms
     rounds = ceil_div(blocks, int(sms))
     alone = ceil_div(rounds, _resident(p, c, device)) - 1
     return rounds, _AGAIN * max(alone, 0.6 * (rounds - 1))
