@@ -60,7 +60,10 @@ def can_prepare(w: QuantizedTensor) -> Support:
             f"scales of 8 bits go with float weights in groups of 16 or 32, "
             f"got {w.scalar_type} in groups of {group}",
         ),
-        (w.g_idx is None or not small_scales, "act-order needs scales of more than 8 bits"),
+        (
+            not small_scales or not prepare_shard.is_shard(w),
+            "a K shard of act-order needs scales of more than 8 bits",
+        ),
     )
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax._src.lib.mlir import ir
 from jax._src.lib.mlir.dialects import arith, llvm, vector
 
-from jaxkernels.mosaic.weight_formats import E2M1_PLACES, exponent_bias
+from jaxkernels.mosaic.weight_formats import PLACES, exponent_bias
 
 FOLD = 64  # log2 of what is left out of scaled weights in bfloat16
 _BOTH = 0x10001  # a 16-bit constant times this is in both halves of a word
@@ -200,7 +200,7 @@ class Emitter:
         half = j % 2
         if self.fmt.is_float:
             four = self.fmt.kind == "e2m1"
-            bits = self._e2m1(words[r], j) if four else self._e4m3(words[2 * r + j // 2], half)
+            bits = self._float(words[r], j) if four else self._float(words[2 * r + j // 2], half)
             if self.folded:
                 return bits
             bias = exponent_bias(self.fmt, jnp.float16 if self.half else jnp.bfloat16)
@@ -220,16 +220,13 @@ class Emitter:
             return self.ptx("sub.rn.f16x2", value, zeros[half])
         return self.ptx("fma.rn.bf16x2", self._code(word, half), _2_127, zeros[half])
 
-    def _e4m3(self, word, half: int):
-        """e4m3 bytes at bits 8 * half + {0, 16}, in a float's places; NaN codes become 480."""
-        exponent, mask = (7, 0x3F803F80) if self.half else (4, 0x07F007F0)
-        sign = arith.andi(self.shift(word, 8 * half - 8), self.const(0x80008000))
-        return self.lop3(self.shift(word, 8 * half - exponent), mask, sign, 0xEA)
-
-    def _e2m1(self, word, j: int):
-        """e2m1 codes in a float's places; bits that move alike move at once."""
+    def _float(self, word, index: int):
+        """Codes in a float's places; bits that move alike move at once. e4m3's NaN becomes 480."""
+        places = PLACES[self.fmt.kind][index]
+        first = (10 if self.half else 7) - {"e2m1": 1, "e4m3": 3}[self.fmt.kind]
+        targets = (*range(first, first + len(places) - 1), 15)
         masks: dict[int, int] = {}
-        for source, target in zip(E2M1_PLACES[j], self._e2m1_targets(), strict=True):
+        for source, target in zip(places, targets, strict=True):
             masks[source - target] = masks.get(source - target, 0) | _BOTH << target
         value = None
         for shift, mask in masks.items():
@@ -239,6 +236,3 @@ class Emitter:
             else:
                 value = self.lop3(moved, mask, value, 0xEA)
         return value
-
-    def _e2m1_targets(self):
-        return (9, 10, 11, 15) if self.half else (6, 7, 8, 15)

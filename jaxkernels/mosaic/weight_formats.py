@@ -13,13 +13,13 @@ and the two elements of a pair lie 16 bits apart in a word, so that one 32-bit o
 both. With j = 2 * k8 + half:
 
     int4   word r of the thread,          element bits at 4 * j + 16 * {0, 1}
-    e2m1   word r of the thread,          bit b of the element at E2M1_PLACES[j][b] + 16 * {0, 1}
-    8 bits word 2 * r + k8 of the thread, element bits at 8 * half + 16 * {0, 1}
+    int8   word 2 * r + k8 of the thread, element bits at 8 * half + 16 * {0, 1}
+    e2m1   as int4, but bit b of the element at PLACES["e2m1"][j][b] + 16 * {0, 1}
+    e4m3   as int8, but bit b of the element at PLACES["e4m3"][half][b] + 16 * {0, 1}
 
 Codes are stored so that conversion is cheapest: integers in offset binary (value + 8, value + 128;
-`WeightFormat.flip` is the XOR that brings a type's codes there), and the
-bits of e2m1 as far apart as bfloat16 wants sign and magnitude, so that for three elements of four
-one shift brings both to their places.
+`WeightFormat.flip` is the XOR that brings a type's codes there), and the bits of floats as far
+apart as bfloat16 wants sign and magnitude, so that one shift brings most of them to their places.
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ from jaxkernels.scalar_types import ScalarType, scalar_types
 TILE = 64  # rows and columns of a tile
 LANES = 128  # words in a stored row of a tile
 
-# Where the bits of an e2m1 code (mantissa, exponent low, exponent high, sign) lie in 16 bits that
-# hold four of them. bfloat16 wants them at 6, 7, 8, 15; four such combs do not tile 16 bits.
-E2M1_PLACES = ((0, 1, 2, 9), (3, 4, 5, 12), (6, 7, 8, 15), (10, 11, 13, 14))
+# Where the bits of the floats' codes (mantissa, exponent, sign) lie in 16 bits that hold four e2m1
+# or two e4m3. bfloat16 wants them at 6 to 8 and 15, or 4 to 10 and 15: combs that do not tile 16.
+PLACES = {
+    "e2m1": ((0, 1, 2, 9), (3, 4, 5, 12), (6, 7, 8, 15), (10, 11, 13, 14)),
+    "e4m3": ((0, 1, 2, 3, 4, 5, 6, 11), (12, 13, 14, 7, 8, 9, 10, 15)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,15 +87,11 @@ def pack_tiles(codes: jax.Array, fmt: WeightFormat) -> jax.Array:
     v = v.reshape(n // TILE, 4, 2, 8, k // TILE, 4, 2, 4, 2)
     if bits == 4:  # one register of four words: [tile, ktile, warp, row, quad, r | k8, half, e]
         v = v.transpose(0, 4, 1, 3, 7, 5, 6, 2, 8)
-        if fmt.kind == "e2m1":
-            v = sum(((v >> b) & 1) << _e2m1_places(b) for b in range(4))
-        else:
-            v = v << _shifts(8, 4, 16)
-        words = v.sum((-1, -2, -3), dtype=jnp.uint32)
+        words = _spread(v, fmt, 8, 4, 16).sum((-1, -2, -3), dtype=jnp.uint32)
     else:  # two registers of four words: [tile, ktile, r/2, warp, row, quad, r%2, k8 | half, e]
         v = v.reshape(n // TILE, 4, 2, 8, k // TILE, 2, 2, 2, 4, 2)
         v = v.transpose(0, 4, 5, 1, 3, 8, 6, 7, 2, 9)
-        words = (v << _shifts(8, 16)).sum((-1, -2), dtype=jnp.uint32)
+        words = _spread(v, fmt, 8, 16).sum((-1, -2), dtype=jnp.uint32)
     words = jax.lax.bitcast_convert_type(words, jnp.int32)
     return words.reshape(n // TILE, k // TILE * bits, LANES)
 
@@ -104,14 +103,11 @@ def unpack_tiles(words: jax.Array, fmt: WeightFormat) -> jax.Array:
     w = jax.lax.bitcast_convert_type(words, jnp.uint32)
     if fmt.bits == 4:
         w = w.reshape(tiles, ktiles, 4, 8, 4, 4, 1, 1, 1)
-        if fmt.kind == "e2m1":
-            v = sum(((w >> _e2m1_places(b)) & 1) << b for b in range(4))
-        else:
-            v = (w >> _shifts(8, 4, 16)) & 0xF
+        v = _gathered(w, fmt, 8, 4, 16)
         v = v.transpose(0, 2, 7, 3, 1, 5, 6, 4, 8)
     else:
         w = w.reshape(tiles, ktiles, 2, 4, 8, 4, 2, 2, 1, 1)
-        v = (w >> _shifts(8, 16)) & 0xFF
+        v = _gathered(w, fmt, 8, 16)
         v = v.transpose(0, 3, 8, 4, 1, 2, 6, 7, 5, 9)
     codes = v.reshape(tiles * TILE, ktiles * TILE).astype(jnp.uint8)
     return codes ^ jnp.uint8(fmt.flip)
@@ -124,14 +120,30 @@ def _shifts(*steps: int) -> jax.Array:
     return sum(i * s for i, s in zip(iota, steps, strict=True))
 
 
-def _e2m1_places(bit: int) -> jax.Array:
-    """Positions uint32 [2, 2, 2] of one bit of a code, by k8, half and element of the pair.
+def _spread(codes: jax.Array, fmt: WeightFormat, *steps: int) -> jax.Array:
+    """Codes with their bits at their places in a word; last axes as `_shifts(*steps)`."""
+    if not fmt.is_float:
+        return codes << _shifts(*steps)
+    return sum(((codes >> b) & 1) << _places(fmt, b) for b in range(fmt.bits))
+
+
+def _gathered(words: jax.Array, fmt: WeightFormat, *steps: int) -> jax.Array:
+    """The inverse of `_spread` and the sum after it."""
+    if not fmt.is_float:
+        return (words >> _shifts(*steps)) & (2**fmt.bits - 1)
+    return sum(((words >> _places(fmt, b)) & 1) << b for b in range(fmt.bits))
+
+
+def _places(fmt: WeightFormat, bit: int) -> jax.Array:
+    """Positions uint32 of one bit of a code, by k8, half and element of the pair (e4m3: no k8).
 
     Made of scalars: the twin runs inside kernels, which capture no arrays.
     """
-    j = _shifts(2, 1, 0)
-    place = sum(jnp.where(j == i, jnp.uint32(E2M1_PLACES[i][bit]), 0) for i in range(4))
-    return place + _shifts(0, 0, 16)
+    steps = (2, 1, 0) if fmt.bits == 4 else (1, 0)
+    j = _shifts(*steps)
+    places = enumerate(PLACES[fmt.kind])
+    place = sum(jnp.where(j == i, jnp.uint32(bits[bit]), 0) for i, bits in places)
+    return place + _shifts(*[0] * (len(steps) - 1), 16)
 
 
 # -- scales of 8 bits ---------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jaxkernels.mixed_mm.prepare import HOPPER_FRAGMENT, prepare, unprepare
 from jaxkernels.mosaic import convert
-from jaxkernels.mosaic.weight_formats import E2M1_PLACES
+from jaxkernels.mosaic.weight_formats import PLACES
 from jaxkernels.quantized import GroupShape, QuantizedTensor
 from jaxkernels.quantizer import quantize
 from jaxkernels.scalar_types import scalar_types
@@ -88,7 +88,14 @@ def test_prepared_bytes_are_the_packed_bytes(rng, case):
 
 
 @pytest.mark.parametrize(
-    "scalar_type", [scalar_types.uint4b8, scalar_types.int8, scalar_types.float4_e2m1f], ids=str
+    "scalar_type",
+    [
+        scalar_types.uint4b8,
+        scalar_types.int8,
+        scalar_types.float4_e2m1f,
+        scalar_types.float8_e4m3fn,
+    ],
+    ids=str,
 )
 def test_words_lie_where_the_docstring_says(rng, scalar_type):
     """Element by element, by the formula, against the vectorized packing."""
@@ -102,8 +109,8 @@ def test_words_lie_where_the_docstring_says(rng, scalar_type):
             r, k8, quad, e = k // 16, k // 8 % 2, k % 8 // 2, k % 2
             thread, j = 32 * warp + 4 * row + quad, 2 * k8 + half
             word = r if fmt.bits == 4 else 2 * r + k8
-            if fmt.kind == "e2m1":
-                places = E2M1_PLACES[j]
+            if fmt.is_float:
+                places = PLACES[fmt.kind][j if fmt.bits == 4 else half]
             else:
                 start = 4 * j if fmt.bits == 4 else 8 * half
                 places = range(start, start + fmt.bits)
