@@ -34,17 +34,36 @@ from jaxkernels.mosaic.interpret import is_interpreting
 _ahead = jax.make_user_context(default_value="")
 
 
-def wait_for_previous_kernel() -> None:
+# Whether a product's x is being quantized: also part of that key.
+_quantizing_x = jax.make_user_context(default_value=False)
+
+
+def wait_for_previous_kernel(next_may_start: bool = True) -> None:
     """Called by every warpgroup before it touches global memory.
 
     A kernel that calls this may be launched before the kernel ahead of it on the stream has
     finished: blocks set up their barriers meanwhile, and wait here until its results are visible.
     It also lets the next kernel do the same. Without a kernel ahead it returns at once.
+
+    Args:
+      next_may_start: the next kernel may do the same. Not where somebody may take what this kernel
+        writes for a weight, which a product reads before it waits.
     """
     if is_interpreting():  # one kernel at a time
         return
     plgpu.griddepcontrol_wait()
-    plgpu.griddepcontrol_launch_dependents()
+    if next_may_start:
+        plgpu.griddepcontrol_launch_dependents()
+
+
+def quantizing_x():
+    """A context for tracing the quantization of a product's x: its codes are no weight."""
+    return _quantizing_x(True)
+
+
+def is_quantizing_x() -> bool:
+    """Whether what is traced now quantizes a product's x."""
+    return _quantizing_x.value
 
 
 def prefetch(source) -> None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxkernels import checks
 from jaxkernels.gradient import linear_vjp
-from jaxkernels.mosaic.launch import after_quantization
+from jaxkernels.mosaic.launch import after_quantization, quantizing_x
 from jaxkernels.quantize.op import quantize_fp8, quantize_fp8_group, quantize_int8
 from jaxkernels.quantized import QuantizedTensor
 from jaxkernels.scalar_types import scalar_types
@@ -116,15 +116,16 @@ def w8a8_linear(
 def _linear(static, x, w, bias, given):
     activation, out_dtype, implementation = static
     x_scale, azp, azp_adj, scale_ub = given
-    if activation == "fp8-group":
-        q, x_scale = quantize_fp8_group(x, 128)
-    elif activation.startswith("fp8"):
-        q, x_scale = quantize_fp8(x, x_scale, per_token=activation == "fp8", scale_ub=scale_ub)
-    else:
-        is_static = x_scale is not None
-        q, x_scale, azp = quantize_int8(x, x_scale, azp, symmetric=activation == "int8")
-        if is_static and azp_adj is not None:
-            azp = None  # which azp_adj holds already: a call multiplies nothing
+    with quantizing_x():
+        if activation == "fp8-group":
+            q, x_scale = quantize_fp8_group(x, 128)
+        elif activation.startswith("fp8"):
+            q, x_scale = quantize_fp8(x, x_scale, per_token=activation == "fp8", scale_ub=scale_ub)
+        else:
+            is_static = x_scale is not None
+            q, x_scale, azp = quantize_int8(x, x_scale, azp, symmetric=activation == "int8")
+            if is_static and azp_adj is not None:
+                azp = None  # which azp_adj holds already: a call multiplies nothing
     with after_quantization():
         return scaled_mm(
             q,
