@@ -3,8 +3,9 @@
 """One row in registers: the building block of kernels that reduce a row and then rewrite it.
 
 A warpgroup loads a row of K elements from global memory once, 16 bytes a thread at a time where
-rows allow, keeps it in registers in its own type, reduces it, and writes the converted row. There
-is no shared memory but the few bytes of the reduction, and no barrier but its own.
+rows allow, keeps it in registers in its own type, reduces it, and writes the converted row; or its
+part of a row, where several share one (`Pieces.split`, `sharedrow`). There is no shared memory but
+the few bytes of the reduction, and no barrier but its own.
 
 A row is cut into *pieces* of `128 * width` elements, `width` a thread. What is left of a row is
 covered by one more piece that ends where the row ends and overlaps the one before: maxima and
@@ -26,9 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax._src.lib.mlir import ir
-from jax._src.lib.mlir.dialects import arith, gpu, llvm, math, memref, vector
+from jax._src.lib.mlir.dialects import arith, llvm, math, vector
 from jax.experimental import pallas as pl
-from jax.experimental.mosaic.gpu import utils
 from jax.experimental.mosaic.gpu.fragmented_array import FragmentedArray, TiledLayout, Tiling
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -156,71 +156,6 @@ def row_pieces(length: int, element_bytes: int) -> Pieces:
 def row_absmax(values: list[jax.Array]) -> jax.Array:
     """max |x| over a row's pieces, float32 []; NaN anywhere gives NaN."""
     return jnp.max(functools.reduce(jnp.maximum, map(jnp.abs, values))).astype(jnp.float32)
-
-
-def block_scratch(warpgroups: int) -> dict:
-    """Scratch for `block_absmax`."""
-    scratch = {"maxima": plgpu.SMEM((4 * warpgroups,), jnp.float32)}
-    if is_interpreting():
-        scratch["all_there"] = plgpu.Barrier(num_arrivals=warpgroups)
-    return scratch
-
-
-def block_absmax(
-    values: list[jax.Array], scratch: dict, warpgroup, warpgroups: int, layout
-) -> jax.Array:
-    """max |x| over the pieces that a block's warpgroups hold, float32 []; NaN anywhere gives NaN.
-
-    Once a kernel. Bits of numbers without a sign are in order, with NaN above Inf, so that a warp's
-    maximum is one integer instruction, and the warps meet at one barrier.
-    """
-    largest = functools.reduce(jnp.maximum, map(jnp.abs, values))
-    if is_interpreting():
-        maxima = scratch["maxima"]
-        maxima[warpgroup] = jnp.max(largest).astype(jnp.float32)
-        plgpu.barrier_arrive(scratch["all_there"])
-        plgpu.barrier_wait(scratch["all_there"])
-        return functools.reduce(jnp.maximum, [maxima[i] for i in range(warpgroups)])
-
-    @plgpu.inline_mgpu(
-        arg_types=(plgpu.RefType(), layout),
-        return_type=plgpu.ShapeDtypeStruct((), jnp.float32, plgpu.Layout.WG_SPLAT(())),
-    )
-    def over_block(_, maxima, array):
-        bits = functools.reduce(arith.maxui, _bits_by_element(array))
-        i32, index = ir.IntegerType.get_signless(32), ir.IndexType.get()
-        text = "redux.sync.max.u32 $0, $1, 0xffffffff;"
-        bits = llvm.inline_asm(i32, [bits], text, "=r,r", has_side_effects=True)
-        warp = arith.index_cast(index, utils.warp_idx(sync=False))
-        memref.store(arith.bitcast(ir.F32Type.get(), bits), maxima, [warp])
-        gpu.barrier()
-        places = [arith.constant(index, i) for i in range(4 * warpgroups)]
-        found = [arith.bitcast(i32, memref.load(maxima, [place])) for place in places]
-        result = arith.bitcast(ir.F32Type.get(), functools.reduce(arith.maxui, found))
-        return FragmentedArray.splat(result, ())
-
-    return over_block(scratch["maxima"], largest)
-
-
-def _bits_by_element(array: FragmentedArray) -> list:
-    """The elements that a thread holds, as the bits of float32."""
-    f32, i32 = ir.F32Type.get(), ir.IntegerType.get_signless(32)
-    found = []
-    for register in array.registers.flat:
-        if not isinstance(register.type, ir.VectorType):
-            register = vector.broadcast(ir.VectorType.get((1,), register.type), register)
-        for i in range(ir.VectorType(register.type).shape[0]):
-            element = vector.extract(register, [], ir.DenseI64ArrayAttr.get([i]))
-            wide = element if element.type == f32 else arith.extf(f32, element)
-            found.append(arith.bitcast(i32, wide))
-    return found
-
-
-def row_range(values: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """(min, max) over a row's pieces, float32 []."""
-    low = jnp.min(functools.reduce(jnp.minimum, values))
-    high = jnp.max(functools.reduce(jnp.maximum, values))
-    return low.astype(jnp.float32), high.astype(jnp.float32)
 
 
 def group_tile(group: int, element_bytes: int) -> int:

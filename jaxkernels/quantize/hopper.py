@@ -33,6 +33,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic import rowreduce as rr
+from jaxkernels.mosaic.sharedrow import SharedRow
 from jaxkernels.problem import Device, Implementation, QuantizeOperands, QuantizeProblem, Support
 from jaxkernels.quantize import hopper_group, xla
 
@@ -83,7 +84,7 @@ def supports(problem: QuantizeProblem, device: Device) -> Support:
             ]
     elif not (p.scale in ("static", "tensor") and _divisors(p)) and p.k >= rr.THREADS:
         bytes_, most = p.k * itemsize, MAX_ROW_BYTES
-        if p.scale == "token" and p.symmetric:
+        if p.scale == "token":
             most *= 2 if rr.row_pieces(p.k, itemsize).split(MAX_SHARED)[0] >= 4 else 1
         clauses.append(
             (bytes_ <= most, f"a row must have at most {most >> 10} KiB, got {bytes_} bytes")
@@ -101,7 +102,7 @@ def default_config(problem: QuantizeProblem, device: Device) -> Config:
     """The longest run of at most 4096 elements that still gives each SM four warpgroups, and as
     many warpgroups a row as leave no more than eight an SM."""
     total, warpgroups = problem.m * problem.k, 1
-    if problem.scale == "token" and problem.symmetric:
+    if problem.scale == "token":
         warpgroups = max(1, min(8 * device.num_sms // problem.m, MAX_SHARED))
         if problem.k * problem.x_bytes > MAX_ROW_BYTES:
             warpgroups = MAX_SHARED
@@ -143,9 +144,7 @@ def _runs(problem: QuantizeProblem, config: Config) -> tuple[int, int]:
 
 def _token(problem: QuantizeProblem, operands: QuantizeOperands, config: Config):
     m, k = problem.m, problem.k
-    pieces, warpgroups = rr.row_pieces(k, problem.x_bytes), 1
-    if problem.symmetric:
-        warpgroups, pieces = pieces.split(config.warpgroups)
+    warpgroups, pieces = rr.row_pieces(k, problem.x_bytes).split(config.warpgroups)
     scheme = _int8_row if problem.out_dtype == "int8" else _fp8_row
     scheme = functools.partial(scheme, problem, pieces)
     outputs = [((m, k), problem.out_dtype), ((m, 1), F32)]
@@ -159,10 +158,8 @@ def _token(problem: QuantizeProblem, operands: QuantizeOperands, config: Config)
         first = warpgroup * (k // warpgroups) if warpgroups > 1 else 0
         x = pieces.load(x_gmem, row, first)
 
-        def absmax():
-            return rr.block_absmax(x, scratch, warpgroup, warpgroups, pieces.layout)
-
-        q, *found = scheme(x, absmax, *(ref[0, 0] for ref in given))
+        together = SharedRow(scratch, warpgroup, warpgroups, pieces.layout)
+        q, *found = scheme(x, together, *(ref[0, 0] for ref in given))
 
         @pl.when(warpgroup == 0)
         def _():
@@ -171,19 +168,19 @@ def _token(problem: QuantizeProblem, operands: QuantizeOperands, config: Config)
 
         pieces.store(q_gmem, row, q, first)
 
-    scratch = rr.block_scratch(warpgroups) if problem.symmetric else {}
+    scratch = SharedRow.scratch_types(warpgroups)
     kernel = rr.row_kernel(body, outputs, m, "quantize_token", warpgroups, scratch)
     q, scale, *azp = kernel(operands.x, *bounds)
     return q, scale, azp[0] if azp else None
 
 
-def _int8_row(problem: QuantizeProblem, pieces, x, absmax):
+def _int8_row(problem: QuantizeProblem, pieces, x, together):
     if problem.symmetric:
-        absmax = absmax()
+        absmax = together.absmax(x)
         inverse = jnp.where(absmax == 0, 0.0, rr.divide(127.0, absmax))
         q = (rr.round_to_int8(v.astype(F32) * inverse) for v in x)
         return q, rr.divide(absmax, 127.0)
-    low, high = rr.row_range(x)
+    low, high = together.range(x)
     scale = rr.divide(high - low, 255.0)
     constant = scale == 0
     azp = jnp.where(constant, 0, xla._saturate_int32(jnp.round(-128.0 - rr.divide(low, scale))))
@@ -197,8 +194,8 @@ def _int8_row(problem: QuantizeProblem, pieces, x, absmax):
     return q, jnp.where(constant, jnp.abs(high), scale), azp
 
 
-def _fp8_row(problem: QuantizeProblem, pieces, x, absmax, upper=None):
-    absmax = absmax()
+def _fp8_row(problem: QuantizeProblem, pieces, x, together, upper=None):
+    absmax = together.absmax(x)
     if upper is not None:
         absmax = jnp.minimum(absmax, upper)
     scale = jnp.maximum(rr.divide(absmax, xla.FP8_MAX), xla.MIN_SCALE)
