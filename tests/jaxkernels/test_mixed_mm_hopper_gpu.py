@@ -2,6 +2,7 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """mixed_mm's Hopper kernels on a GPU: weights recovered bit for bit, full shapes, repeatability."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -66,6 +67,25 @@ def test_one_hot_rows_recover_each_weight_bit_for_bit(rng, case, dtype):
     for config in ON_WEIGHT[dtype] + (() if case.group in (16, 32) else (ON_SUM[dtype],)):
         got = mixed_mm(x, prepared, implementation="hopper", config=config)
         same_values(got, recovered(w, dtype, getattr(config, "scale_on", "weight")).T)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [c for c in CASES if c.group == 32 and c.scale in ("activation", "float8_e8m0fnu")],
+    ids=str,
+)
+def test_scales_far_from_one(rng, case):
+    """bfloat16 leaves powers of two out of weights and puts them on the sum: nothing is lost."""
+    n, k = 64, 256
+    w = random_weight(rng, case, n, k, "bfloat16")
+    codes = jnp.asarray(rng.integers(127 - 54, 127 + 54, w.scale.shape, dtype=np.uint8))
+    powers = jax.lax.bitcast_convert_type(codes, jnp.float8_e8m0fnu)
+    if w.scale.dtype != powers.dtype:
+        powers = (powers.astype(jnp.float32) * 1.25).astype(w.scale.dtype)
+    w = dataclasses.replace(w, scale=powers)
+    for config in ON_WEIGHT["bfloat16"]:
+        got = mixed_mm(jnp.eye(k, dtype=jnp.bfloat16), prepare(w), config=config)
+        same_values(got, recovered(w, "bfloat16", "weight").T)
 
 
 @pytest.mark.parametrize("case", SHARDED, ids=str)
