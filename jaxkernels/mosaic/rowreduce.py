@@ -33,7 +33,7 @@ from jax.experimental.mosaic.gpu.fragmented_array import FragmentedArray, TiledL
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic.interpret import is_interpreting
-from jaxkernels.mosaic.launch import wait_for_previous_kernel
+from jaxkernels.mosaic.launch import is_quantizing_x, wait_for_previous_kernel
 
 THREADS = 128  # a warpgroup
 VECTOR_BYTES = 16  # the widest load
@@ -115,7 +115,8 @@ def row_kernel(body, outputs, grid: int, name: str, warpgroups: int = 1, scratch
     """
 
     def waiting_body(*refs, **scratch_refs):
-        wait_for_previous_kernel()
+        # A caller may take codes for a weight, which products read early: see launch.py.
+        wait_for_previous_kernel(next_may_start=is_quantizing_x())
         body(*refs, **scratch_refs)
 
     return plgpu.kernel(
