@@ -14,7 +14,7 @@ then cannot let the product start before everything older is done. XLA may put o
 between the two (a slice that makes the weight, say), so only programs of nothing but kernels, which
 run in the order they were traced in, get it: `launched_in_order`.
 
-`mixed_mm` reads its packed weights, their group scales and zero points before the wait anywhere.
+`mixed_mm` and `w4a8_mm` read their packed weights, group scales and zero points before the wait.
 No kernel that lets the next one start early writes those (fragment order is made by XLA, whose
 kernels end before the next one starts), and each such kernel waits for the one before it first, so
 that what made the weights is over by then. A new kernel that writes them must not call
