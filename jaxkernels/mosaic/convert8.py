@@ -17,19 +17,22 @@ factor goes with the scales.
 e4m3: at bits 16 * upper + 4 * byte, each 16 bits being the selector of a byte permutation (PRMT).
 It picks a byte of an 8-byte table by three bits of a nibble; where the fourth, h, is set, it gives
 eight copies of that byte's sign bit instead. Two tables are looked up, A with the code and B with
-h inverted, so one of the two gives a table's byte and the other 0x00 or 0xFF, and their XOR is the
-value if B's negative entries are stored inverted. All values at one (s, lo) have the same sign,
+its complement, so one of the two gives a table's byte and the other 0x00 or 0xFF, and their XOR is
+the value if B's negative entries are stored inverted. All values at one s have the same sign,
 which is what makes this work:
 
-    code = (h, s, lo)     h = 0 (table A)      h = 1 (table B)
-    s = 0                 1  2  3  4           5  6  7  0
-    s = 1                -5 -6 -7 -8          -1 -2 -3 -4
+    code = (h, s, lo)     h = 0 (A, entry 4s + lo)    h = 1 (B, entry 7 - 4s - lo)
+    s = 0                 1  2  3  4                  0  7  6  5
+    s = 1                -5 -6 -7 -8                 -4 -3 -2 -1
 
-So 8 codes take 9 instructions for any 16 values: 4 PRMT, 2 XOR, and 3 to make the selectors. The
-tables hold each code times the row's group scale, rounded once to e4m3 (as upstream's lookup tables
-do). The products 1..8 of a row are made by two threads, four each, with the hardware's conversion,
-and shared with the row's other threads by shuffles. A negative scale's sign is XORed in last, for
-nothing.
+So 8 codes take 9 instructions for any 16 values: 4 PRMT, 2 XOR, a shift, and 2 complements, which
+are multiply-adds (w * -1 - 1) for the sake of the pipe they run on: the logic pipe, at half the
+issue rate, is what limits a conversion.
+
+The tables hold each code times the row's group scale, rounded once to e4m3 (as upstream's lookup
+tables do). The products 1..8 of a row are made by two threads, four each, with the hardware's
+conversion, and the tables are shared with the row's other threads by shuffles. A negative scale's
+sign is XORed in last, for nothing.
 """
 
 from __future__ import annotations
@@ -91,15 +94,19 @@ def unpack_tiles8(words: jax.Array, kind: str) -> jax.Array:
 def _selector(values: jax.Array) -> jax.Array:
     """The code (h, s, lo) of a value -8..7."""
     negative = values < 0
-    size = jnp.where(values == 0, 8, jnp.abs(values))  # 1 to 8, and 8 for 0
-    return ((size > 4) != negative) * 8 + negative * 4 + ((size - 1) & 3)
+    size = jnp.abs(values)
+    in_a = jnp.where(negative, size > 4, (size > 0) & (size < 5))
+    code_a = negative * 4 + ((size - 1) & 3)
+    code_b = 8 + jnp.where(negative, 8 - size, (8 - size) & 7)
+    return jnp.where(in_a, code_a, code_b)
 
 
 def _selected(codes: jax.Array) -> jax.Array:
     """The value of a code (h, s, lo)."""
-    negative = (codes & 4) != 0
-    size = (codes & 3) + 1 + jnp.where((codes >= 8) != negative, 4, 0)
-    return jnp.where(negative, -size, size & 7)
+    negative, lo = (codes & 4) != 0, codes & 3
+    a = jnp.where(negative, -5 - lo, 1 + lo)
+    b = jnp.where(negative, lo - 4, (8 - lo) & 7)
+    return jnp.where(codes < 8, a, b)
 
 
 def _bit_positions(kind: str) -> jax.Array:
@@ -181,7 +188,12 @@ def rounded_products(values: jax.Array, scales: jax.Array) -> jax.Array:
       scales: float8_e4m3fn, broadcasting against values.
     """
     exact = values.astype(jnp.float32) * scales.astype(jnp.float32)
-    return jnp.clip(exact, -E4M3_MAX, E4M3_MAX).astype(jnp.float8_e4m3fn)
+    # Rounded by arithmetic: XLA may leave out a conversion to fp8 and back (on a GPU it did).
+    bits = jax.lax.bitcast_convert_type(exact, jnp.int32)
+    bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & ~0xFFFFF  # 3 bits after the leading one
+    rounded = jax.lax.bitcast_convert_type(bits, jnp.float32)
+    rounded = jnp.where(jnp.abs(exact) < 2.0**-6, jnp.round(exact * 512) / 512, rounded)
+    return jnp.clip(rounded, -E4M3_MAX, E4M3_MAX).astype(jnp.float8_e4m3fn)
 
 
 def scratch8_type(warpgroups: int, dtype) -> plgpu.SMEM:
@@ -216,6 +228,10 @@ class _Emitter:
         """A bit operation of a word and an immediate."""
         return self.asm(f"lop3.b32 $0, $1, 0x{mask:08X}, 0, 0x{lut:02X};", word)
 
+    def minus_one(self):
+        """-1 in a register, of which ptxas does not know it: a multiply-add by it stays one."""
+        return self.asm("{ .reg .b32 t; mov.u32 t, %nsmid; shr.s32 t, t, 31; not.b32 $0, t; }")
+
     def scaled_tables(self, scales):
         """(A0, A1, B0, B1, sign) of the two rows of this thread."""
         rows = []
@@ -223,41 +239,50 @@ class _Emitter:
             bits = vector.bitcast(ir.VectorType.get((1,), self.i8), register)
             bits = vector.extract(bits, [], ir.DenseI64ArrayAttr.get([0]))
             rows.append(arith.extui(self.i32, bits))
-        # Thread q of a quad makes the products 1-4 (q even) or 5-8 (q odd) of row q / 2.
+        # Thread q of a quad makes the products 1-4 (q even) or 5-8 (q odd) of row q / 2, and of
+        # them two words of the row's tables: A0 and B0, or A1 and B1.
         thread = arith.index_cast(self.i32, gpu.thread_id(gpu.Dimension.x))
-        odd = arith.andi(thread, self.const(1))
-        second = arith.shrui(arith.andi(thread, self.const(2)), self.const(1))
-        selector = arith.muli(second, self.const(0x1111))
-        both = arith.ori(rows[0], arith.shli(rows[1], self.const(8)))
-        scale = self.prmt(both, 0, selector)
+        odd, second = (
+            arith.cmpi(arith.CmpIPredicate.ne, arith.andi(thread, self.const(bit)), self.const(0))
+            for bit in (1, 2)
+        )
+
+        def pick(condition, yes: int, no: int):
+            return arith.select(condition, self.const(yes), self.const(no))
+
+        scale = self.prmt(*rows, pick(second, 0x4444, 0))
         scale = self.asm(
             "{ .reg .b16 l, h; mov.b32 {l, h}, $1; cvt.rn.f16x2.e4m3x2 $0, l; }", scale
         )
-        is_odd = arith.cmpi(arith.CmpIPredicate.ne, odd, self.const(0))
-        factors = [  # fp16 pairs: 1, 2 and 3, 4, or 5, 6 and 7, 8
-            arith.select(is_odd, self.const(high), self.const(low))
+        pairs = [  # of fp16 numbers: 1, 2 and 3, 4, or 5, 6 and 7, 8
+            pick(odd, high, low)
             for low, high in ((0x40003C00, 0x46004500), (0x44004200, 0x48004700))
         ]
-        products = [self.asm("mul.rn.f16x2 $0, $1, $2;", scale, f) for f in factors]
-        bytes_ = self.asm(
+        products = self.asm(
             "{ .reg .b16 a, b; cvt.rn.satfinite.e4m3x2.f16x2 a, $1; "
             "cvt.rn.satfinite.e4m3x2.f16x2 b, $2; mov.b32 $0, {a, b}; }",
-            *products,
+            *[self.asm("mul.rn.f16x2 $0, $1, $2;", scale, pair) for pair in pairs],
         )
-        words = [  # segments of four lanes
-            self.asm(f"shfl.sync.idx.b32 $0, $1, {q}, 0x1C1F, 0xFFFFFFFF;", bytes_)
-            for q in range(4)
-        ]
-        return [
-            (
-                self.masked(low, 0x7F7F7F7F, 0xC0),  # A0: 1 2 3 4
-                self.masked(high, 0x80808080, 0xFC),  # A1: -5 -6 -7 -8
-                self.masked(high, 0x007F7F7F, 0xC0),  # B0: 5 6 7 0
-                self.masked(low, 0x7F7F7F7F, 0x0C),  # B1: -1 -2 -3 -4, inverted
-                self.masked(low, 0x80808080, 0xC0),
-            )
-            for low, high in (words[:2], words[2:])
-        ]
+        # A0: 1 2 3 4, or A1: -5 -6 -7 -8.  B0: -1 -2 -3 -4 inverted, or B1: 5 6 7 0.
+        of_a = self.asm(
+            "lop3.b32 $0, $1, 0x7F7F7F7F, $2, 0xEA;", products, pick(odd, 0x80808080, 0)
+        )
+        of_b = self.asm(
+            "lop3.b32 $0, $1, $2, $3, 0x28;",
+            products,
+            pick(odd, 0, 0xFFFFFFFF),
+            pick(odd, 0x007F7F7F, 0x7F7F7F7F),
+        )
+
+        def share(word, q: int):  # of lane q of each four
+            return self.asm(f"shfl.sync.idx.b32 $0, $1, {q}, 0x1C1F, 0xFFFFFFFF;", word)
+
+        tables = []
+        for row, bits in enumerate(rows):
+            words = [share(word, 2 * row + q) for word in (of_a, of_b) for q in range(2)]
+            copies = arith.muli(bits, self.const(0x01010101))
+            tables.append((*words, self.masked(copies, 0x80808080, 0xC0)))
+        return tables
 
     def values(self, word, table):
         """The two fragment registers of a word; without a table, of int8."""
@@ -265,13 +290,10 @@ class _Emitter:
             shifted = arith.shli(word, self.const(4))
             return [self.masked(w, 0xF0F0F0F0, 0xC0) for w in (shifted, word)]
         a0, a1, b0, b1, sign = table
-        toggled = self.masked(word, 0x88888888, 0x3C)
         out = []
-        for upper in range(2):
-            first, second = word, toggled
-            if upper:
-                first, second = (arith.shrui(v, self.const(16)) for v in (word, toggled))
-            a = self.prmt(a0, a1, first)
-            b = self.prmt(b0, b1, second)
+        for selector in (word, arith.shrui(word, self.const(16))):
+            inverse = self.asm("mad.lo.u32 $0, $1, $2, $2;", selector, self.minus_one())
+            a = self.prmt(a0, a1, selector)
+            b = self.prmt(b0, b1, inverse)
             out.append(self.asm("lop3.b32 $0, $1, $2, $3, 0x96;", a, b, sign))
         return out

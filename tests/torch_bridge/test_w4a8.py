@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import selection
+import torch_bridge  # noqa: F401  (what runs torch layers)
 from jaxkernels import scalar_types
 from selection import MPLinearLayerConfig
 
