@@ -12,11 +12,23 @@ products that are split.
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import torch
 from torch import nn
 
-from jaxkernels import quantize_fp8, quantize_fp8_group, quantize_int8
+from jaxkernels import (
+    dequantize,
+    mixed_mm,
+    quantize,
+    quantize_fp8,
+    quantize_fp8_group,
+    quantize_int8,
+    scalar_types,
+)
+from jaxkernels.mixed_mm.prepare import prepare
 from torch_bridge import QuantLinear, compile_kernel
+from torch_bridge.dlpack import to_torch
 
 LAYERS = {
     "int8": ("w8a8-int8", (264, 512)),
@@ -25,6 +37,13 @@ LAYERS = {
     "w4a16": ("w4a16-g128", (264, 512)),
     "w4a16-zp": ("w4a16-g64-zp", (128, 1024)),
     "w8a16": ("w8a16", (256, 512)),
+}
+# Weights that no recipe makes: type, group, granularity, shape.
+WEIGHTS = {
+    "nvfp4": (scalar_types.float4_e2m1f, 16, None, (264, 528)),
+    "mxfp4": (scalar_types.float4_e2m1f, 32, None, (264, 544)),
+    "fp8-blocks": (scalar_types.float8_e4m3fn, 128, "block", (264, 448)),
+    "int8-g16": (scalar_types.int8, 16, None, (264, 528)),
 }
 QUANTIZATIONS = {
     "quantize-int8": (
@@ -57,6 +76,23 @@ def run_layer(recipe: str, n: int, k: int) -> int:
     return runs
 
 
+def run_weights(kind, group: int, granularity: str | None, shape: tuple[int, int]) -> int:
+    generator = np.random.default_rng(0)
+    values = jnp.asarray(generator.standard_normal(shape), jnp.float32)
+    weight = quantize(values, kind, group, granularity=granularity)
+    exact = np.asarray(dequantize(weight))
+    leaves, tree = jax.tree.flatten(prepare(weight))
+    given = [to_torch(leaf) for leaf in leaves]
+    for rows in (1, 24, 192):
+        x = torch.randn(rows, shape[1], device="cuda", dtype=torch.bfloat16)
+        kernel = compile_kernel(lambda x, *w: mixed_mm(x, tree.unflatten(w)), x, *given)
+        got = kernel(x, *given).float().cpu().numpy()
+        want = x.float().cpu().numpy() @ exact.T
+        error = np.linalg.norm(got - want) / np.linalg.norm(want)
+        assert error < 0.01, (kind, rows, error)
+    return 3
+
+
 def run_quantization(family: str) -> int:
     shapes = [(3, 1408), (8, 1024)] if "group" in family else [(7, 1025), (3, 130), (8, 4096)]
     runs = 0
@@ -76,6 +112,8 @@ def main(family: str) -> None:
     if family in LAYERS:
         recipe, (n, k) = LAYERS[family]
         runs = run_layer(recipe, n, k)
+    elif family in WEIGHTS:
+        runs = run_weights(*WEIGHTS[family])
     else:
         runs = run_quantization(family)
     torch.cuda.synchronize()
@@ -83,6 +121,7 @@ def main(family: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in (*LAYERS, *QUANTIZATIONS):
-        sys.exit(f"usage: sanitize_cases.py {'|'.join((*LAYERS, *QUANTIZATIONS))}")
+    families = (*LAYERS, *WEIGHTS, *QUANTIZATIONS)
+    if len(sys.argv) != 2 or sys.argv[1] not in families:
+        sys.exit(f"usage: sanitize_cases.py {'|'.join(families)}")
     main(sys.argv[1])
