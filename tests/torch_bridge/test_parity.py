@@ -80,6 +80,9 @@ CASES = [
     Case("w8a16", "uint8b128", 128, m=16),
     Case("w8a16", "int8", -1, dtype=HALF, m=33),
     Case("w8a16-fp8", "float8_e4m3fn", -1, m=7),
+    Case("w8a16-fp8-block", "float8_e4m3fn", 128, "block", n=256, m=9),
+    Case("nvfp4", "float4_e2m1f", 16, m=17),
+    Case("mxfp4", "float4_e2m1f", 32, m=130, n=264),
 ]
 
 
@@ -248,10 +251,21 @@ def test_the_reference_notices():
 # -- on a GPU -------------------------------------------------------------------------------------
 
 
+# One case of each kind by direct launches, and each of JAX's routes through its own few.
+ONE_OF_EACH = list({case.name: case for case in CASES}.values())
+BY_JAX = ("int8-asym", "fp8-block", "w4a16-zp")
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_gpu_parity(case, route):
+@pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
+def test_gpu_direct(case):
+    check(case, by_layer(case, "cuda"), "layer")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("route", ["jax", "dlpack"])
+@pytest.mark.parametrize("case", [c for c in ONE_OF_EACH if c.name in BY_JAX], ids=str)
+def test_gpu_through_jax(case, route):
     check(case, ROUTES[route](case, "cuda"), route)
 
 
@@ -310,7 +324,9 @@ def vllm_takes(case: Case) -> bool:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", [c for c in CASES if vllm_takes(c)], ids=str)
+@pytest.mark.parametrize(
+    "case", {c.name: c for c in reversed(CASES) if vllm_takes(c)}.values(), ids=str
+)
 def test_gpu_vllms_kernels_agree(case):
     """The same layer by vLLM's ops, int8 bit for bit with ours."""
     library = Path(os.environ.get("PEERS", "")) / "_C_stable_libtorch.abi3.so"
