@@ -97,6 +97,12 @@ SCHEMES: dict[str, Scheme] = {
             "fp8 weights only, per channel",
             _fp8(kFp8StaticChannelSym, kFp8DynamicTokenSym),
         ),
+        Scheme(
+            "w8a16-fp8-block",
+            "wfp8a16",
+            "fp8 weights only, 128x128 blocks",
+            _fp8(kFp8Static128BlockSym, kFp8DynamicTokenSym),
+        ),
         Scheme("w4a16-g128", "mp", "int4 (GPTQ), groups of 128", _mixed(_T.uint4b8, 128)),
         Scheme("w4a16-g64", "mp", "int4 (GPTQ), groups of 64", _mixed(_T.uint4b8, 64)),
         Scheme("w4a16-g32", "mp", "int4 (GPTQ), groups of 32", _mixed(_T.uint4b8, 32)),

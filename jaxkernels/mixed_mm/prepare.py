@@ -7,8 +7,8 @@ The prepared layout "hopper_fragment" of a weight [N, K], with T = 64:
     data        int32 [ceil(N/T), ceil(K/T) * bits, 128]   tiles, see `mosaic.weight_formats`
     scale       [ceil(N/T), groups, T]                      the checkpoint's dtype and bits
                 [ceil(N/T), ceil(K/T), T, T / group_size]   of 8 bits: a row's scales in a word
-                [ceil(N/T), groups, 32]                     of blocks: one number, 32 times, in 128
-                                                            bytes, which is what TMA moves
+                [ceil(N/T), groups, 128 / bytes]            of blocks: one number as often as fills
+                                                            128 bytes, which is what TMA moves
     zero_point  uint8 [ceil(N/T), groups, T] or None
     g_idx       int32 [K] or None: the columns of x, sorted by group (not the groups themselves)
 
@@ -32,7 +32,7 @@ from jaxkernels.quantized import PLAIN, QuantizedTensor, pack_nibbles, stored_co
 from jaxkernels.scalar_types import scalar_types
 
 HOPPER_FRAGMENT = "hopper_fragment"
-_COPIES = 32  # of a block's scale
+_LINE = 128  # bytes that the copies of a block's scale fill
 
 # 8-bit types that a plain tensor does not hold as uint8.
 _AT_REST = {scalar_types.int8: jnp.int8, scalar_types.float8_e4m3fn: jnp.float8_e4m3fn}
@@ -208,7 +208,8 @@ def _tile_scale(w: QuantizedTensor) -> jax.Array:
     n, k = w.shape
     if w.granularity == "block":
         tiles = jnp.repeat(w.scale, w.group_shape.row // TILE, axis=0)[: -(-n // TILE)]
-        return jnp.broadcast_to(tiles[:, :, None], (*tiles.shape, _COPIES))
+        copies = _LINE // w.scale.dtype.itemsize
+        return jnp.broadcast_to(tiles[:, :, None], (*tiles.shape, copies))
     if scale_kind(w.scale.dtype) == "float":
         return _tile_rows(w.scale, n)
     codes = TILE // w.group_size  # of a row of a tile
