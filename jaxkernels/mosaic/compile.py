@@ -27,7 +27,6 @@ from jax._src.interpreters.mlir import make_ir_context
 from jax._src.lib.mlir import ir, passmanager
 
 from jaxkernels.mosaic.binary import Binary, read
-from jaxkernels.mosaic.launch import launched_in_order
 from jaxkernels.problem import Support
 
 # TMA wants 16-byte aligned addresses, and Mosaic's custom call refuses anything else.
@@ -108,8 +107,7 @@ def lower_program(fn, *structs) -> Program:
     Raises:
       NotDirect: an operation is neither a Mosaic kernel nor free; the message names it.
     """
-    with launched_in_order():
-        traced = jax.jit(fn, keep_unused=True).trace(*structs)
+    traced = jax.jit(fn, keep_unused=True).trace(*structs)
     module = traced.lower(lowering_platforms=("cuda",)).compiler_ir()
     out_tree = jax.tree.structure(traced.out_info)
     with module.context:

@@ -4,37 +4,28 @@
 
 A kernel that waits for the one ahead (`wait_for_previous_kernel`) may be launched before that one
 has ended: its blocks come up meanwhile, and what they touch before the wait has to be older than
-the kernel ahead. For a product whose activations the kernel ahead quantizes, that is the weight:
+the kernel ahead. For a product that is the weight:
 
-    quantize | wait for what came before, let the next start | read x, write codes |
-    multiply |                            set up | load weights ...    | wait | load codes, multiply
+    ahead    | wait for what came before, let the next start | ...              |
+    product  |                       set up | load weights ...           | wait | load x, multiply
 
-It is safe where the quantization is known to be the kernel directly ahead and waits first, as it
-then cannot let the product start before everything older is done. XLA may put other kernels
-between the two (a slice that makes the weight, say), so only programs of nothing but kernels, which
-run in the order they were traced in, get it: `launched_in_order`.
-
-`mixed_mm` and `w4a8_mm` read their packed weights, group scales and zero points before the wait.
-No kernel that lets the next one start early writes those (fragment order is made by XLA, whose
-kernels end before the next one starts), and each such kernel waits for the one before it first, so
-that what made the weights is over by then. A new kernel that writes them must not call
-`wait_for_previous_kernel`.
+So `scaled_mm`, `mixed_mm` and `w4a8_mm` read weights (packed ones with scales and zero points)
+before the wait, and this is the rule that makes it safe: **a kernel lets the next one start early
+only if nobody takes what it writes for a weight**. Products may, and gathers of activations: a
+weight is packed or of 8 bits, their results are floats. Quantization may only where it quantizes
+the x of a product (`quantizing_x`): codes that a caller asks for can be a weight. Whatever else
+writes weights (XLA's kernels, torch's) lets nothing start early, so that it has ended; and a kernel
+lets the next one start only after its own wait, so that all older ones have ended too.
 """
 
 from __future__ import annotations
-
-import contextlib
 
 import jax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic.interpret import is_interpreting
 
-# What is known of the kernel ahead: part of the key of every cache of traces.
-_ahead = jax.make_user_context(default_value="")
-
-
-# Whether a product's x is being quantized: also part of that key.
+# Whether a product's x is being quantized: part of the key of every cache of traces.
 _quantizing_x = jax.make_user_context(default_value=False)
 
 
@@ -70,18 +61,3 @@ def prefetch(source) -> None:
     """Asks for a slice of global memory to be brought into the L2 cache; waits for nothing."""
     if not is_interpreting():
         plgpu.async_prefetch(source)
-
-
-def launched_in_order():
-    """A context for tracing programs of nothing but kernels, launched in the order of the trace."""
-    return _ahead("a kernel of the program")
-
-
-def after_quantization():
-    """A context for tracing a kernel whose x the kernel before it in the trace quantizes."""
-    return _ahead("the quantization of x") if _ahead.value else contextlib.nullcontext()
-
-
-def may_read_weights_early() -> bool:
-    """Whether the kernel ahead writes x and its scales only, and waits for all that came before."""
-    return _ahead.value == "the quantization of x"

@@ -29,7 +29,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic.cluster import exchange_outputs, exchange_scratch
 from jaxkernels.mosaic.device import trace_device
-from jaxkernels.mosaic.launch import may_read_weights_early, wait_for_previous_kernel
+from jaxkernels.mosaic.launch import wait_for_previous_kernel
 from jaxkernels.mosaic.smem import swizzled
 from jaxkernels.problem import (
     Device,
@@ -39,7 +39,7 @@ from jaxkernels.problem import (
     Support,
 )
 from jaxkernels.scaled_mm.hopper_block import Block
-from jaxkernels.scaled_mm.hopper_config import BLOCK, Config, Plan
+from jaxkernels.scaled_mm.hopper_config import SCALE_STEPS, Config, Plan
 
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
 _OUT = ("bfloat16", "float16", "float32")
@@ -66,11 +66,6 @@ def supports(problem: ScaledMMProblem, device: Device) -> Support:
             p.n * out_bytes % 16 == 0,
             f"TMA needs output rows of a multiple of 16 bytes: n % {16 // out_bytes} == 0, "
             f"got n={p.n}",
-        ),
-        (
-            not group or -(-p.k // BLOCK) % 4 == 0,
-            "TMA needs rows of x scales of a multiple of 16 bytes: ceil(k / 128) % 4 == 0, "
-            f"got k={p.k}",
         ),
         (max(p.m, p.n, p.k) < 2**31, "each size < 2**31"),
     )
@@ -131,8 +126,6 @@ def _launch(plan: Plan, ops: ScaledMMOperands, device: Device):
     if p.w_scale in ("tensor", "block"):
         arrays["w_scale"] = ops.w_scale if plan.block_scaled else ops.w_scale.reshape(1)
 
-    # A launch that overlaps may load weights before x has been quantized.
-    weights_first = may_read_weights_early()
     accumulator = jnp.int32 if p.x_dtype == "int8" else jnp.float32
     multicast = tuple(axis for axis, size in (("m", c.cluster_m), ("n", c.cluster_n)) if size > 1)
     axes = {"k": c.split_k, "n": c.cluster_n, "m": c.cluster_m}
@@ -156,8 +149,10 @@ def _launch(plan: Plan, ops: ScaledMMOperands, device: Device):
         scratch["vectors_full"] = plgpu.Barrier(num_arrivals=len(vectors))
         scratch["vectors_free"] = plgpu.Barrier(num_arrivals=c.warpgroups)
     if plan.block_scaled:
-        scratch["x_scales"] = plgpu.SMEM((plan.scale_slots, c.tile_m, 4), jnp.float32)
-        scratch["x_scales_full"] = plgpu.Barrier(num_barriers=plan.scale_slots)
+        scratch["x_scales"] = plgpu.SMEM((plan.scale_slots, c.tile_m, SCALE_STEPS), jnp.float32)
+        # Two blocks of w at most, but each slot 128 bytes, where TMA may write.
+        scratch["w_scales"] = plgpu.SMEM((plan.scale_slots, 8, SCALE_STEPS), jnp.float32)
+        scratch["scales_full"] = plgpu.Barrier(num_arrivals=2, num_barriers=plan.scale_slots)
     exchange = c.warpgroups, plan.wg_rows
     extra_out = ()
     if c.split_k > 1:
@@ -169,8 +164,7 @@ def _launch(plan: Plan, ops: ScaledMMOperands, device: Device):
         out, *board = refs[len(arrays) :]
         block = Block(plan, accumulator, clusters, gmem, out, board, smem, tuple(vectors), slots)
         warpgroup = lax.axis_index("warpgroup")
-        block.weights_first = weights_first
-        if c.overlap and not weights_first:
+        if c.overlap and not c.weights_first:
             wait_for_previous_kernel()
         pl.when(warpgroup == c.warpgroups)(block.load)
         pl.when(warpgroup < c.warpgroups)(block.multiply)

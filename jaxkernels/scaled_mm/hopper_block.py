@@ -13,8 +13,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic.cluster import sum_over_cluster
 from jaxkernels.mosaic.launch import wait_for_previous_kernel
-from jaxkernels.mosaic.smem import matrix, strided_vector, window
-from jaxkernels.scaled_mm.hopper_config import BLOCK, TILE_K
+from jaxkernels.mosaic.smem import copy_without_tma, matrix, window
+from jaxkernels.mosaic.wgmma import pass_turn, wait_for_turn
+from jaxkernels.scaled_mm.hopper_config import BLOCK, SCALE_STEPS, TILE_K
+from jaxkernels.scaled_mm.hopper_scaled import ScaledProduct
 
 _WGMMA = plgpu.Layout.WGMMA
 
@@ -37,11 +39,11 @@ class Block:
         self.num_tiles = lax.div(jnp.int32(total - 1) - self.cluster, jnp.int32(clusters)) + 1
         if total == clusters:
             self.num_tiles = 1
-        least, more = divmod(plan.k_steps, c.split_k)  # the first `more` blocks take one step more
-        self.k_start = self.rank_k * least + lax.min(self.rank_k, jnp.int32(more))
-        self.k_steps = least
+        least, more, unit = plan.split  # the first `more` blocks take a unit of steps more
+        self.k_start = unit * (self.rank_k * least + lax.min(self.rank_k, jnp.int32(more)))
+        self.k_steps = unit * least
         if more:
-            self.k_steps = least + (self.rank_k < more).astype(jnp.int32)
+            self.k_steps += unit * (self.rank_k < more).astype(jnp.int32)
 
     def tile(self, i):
         """First row of x and first row of w of this block's i-th tile."""
@@ -73,14 +75,14 @@ class Block:
                 collective_axes="m" if c.cluster_m > 1 else None,
             )
 
-        def load_x(j, m, slot, scale_slot):
+        def load_x(j, m, n, slot, scale_slot):
             plgpu.copy_gmem_to_smem(
                 self.gmem["x"].at[pl.ds(m, c.tile_m), self.stage_of_k(j)],
                 window(smem["cols" if c.swap else "rows"].at[slot]),
                 smem["full"].at[slot],
                 collective_axes="n" if c.cluster_n > 1 else None,
             )
-            return self.load_scales(j, m, scale_slot) if plan.block_scaled else scale_slot
+            return self.load_scales(j, m, n, scale_slot) if plan.block_scaled else scale_slot
 
         def one_tile(i, carry, first=0):
             m, n = self.tile(i)
@@ -88,7 +90,7 @@ class Block:
             def step(j, carry):
                 slot, scale_slot = carry
                 load_weight(j, n, slot)
-                scale_slot = load_x(j, m, slot, scale_slot)
+                scale_slot = load_x(j, m, n, slot, scale_slot)
                 return self.next_slot(slot), scale_slot
 
             carry = lax.fori_loop(first, self.k_steps, step, carry)
@@ -97,13 +99,13 @@ class Block:
             return carry
 
         start = jnp.int32(0), jnp.int32(0)
-        if self.weights_first:
+        if c.weights_first:
             # As many stages as there are begin with their weights, before x is there.
             m, n = self.tile(0)
             first = lax.min(jnp.int32(self.k_steps), jnp.int32(c.stages))
             lax.fori_loop(0, first, lambda j, _: load_weight(j, n, j), None)
             wait_for_previous_kernel()
-            scale_slot = lax.fori_loop(0, first, lambda j, slot: load_x(j, m, j, slot), start[1])
+            scale_slot = lax.fori_loop(0, first, lambda j, slot: load_x(j, m, n, j, slot), start[1])
             slot = lax.select(first == c.stages, jnp.int32(0), first)
             carry = one_tile(0, (slot, scale_slot), first)
             lax.fori_loop(1, self.num_tiles, one_tile, carry)
@@ -129,18 +131,21 @@ class Block:
                 self.gmem[name].at[pl.ds(start, length)], smem[name], smem["vectors_full"]
             )
 
-    def load_scales(self, j, m, scale_slot):
-        """Every fourth step, x's scales of the next four: [tile_m, 4], 16 bytes a row."""
-        smem, tile_m = self.smem, self.plan.config.tile_m
-        fresh = lax.rem(j, jnp.int32(4)) == 0
+    def load_scales(self, j, m, n, scale_slot):
+        """Every fourth step the scales of the next four, of x's rows and of w's blocks."""
+        fresh = lax.rem(j, jnp.int32(SCALE_STEPS)) == 0
 
         @pl.when(fresh)
         def _():
-            plgpu.copy_gmem_to_smem(
-                self.gmem["x_scale"].at[pl.ds(m, tile_m), pl.ds(self.k_start + j, 4)],
-                smem["x_scales"].at[scale_slot],
-                smem["x_scales_full"].at[scale_slot],
-            )
+            full = self.smem["scales_full"].at[scale_slot]
+            for name, row in (("x_scale", m), ("w_scale", lax.div(n, jnp.int32(BLOCK)))):
+                source, target = self.gmem[name], self.smem[f"{name}s"].at[scale_slot]
+                k, height = self.k_start + j, target.shape[0]
+                if source.shape[1] % SCALE_STEPS:
+                    copy_without_tma(source, row, k, target, full)
+                else:
+                    box = pl.ds(row, height), pl.ds(k, SCALE_STEPS)
+                    plgpu.copy_gmem_to_smem(source.at[box], target, full)
 
         return lax.select(fresh, self.next_scale_slot(scale_slot), scale_slot)
 
@@ -157,13 +162,15 @@ class Block:
         lax.fori_loop(0, c.stages, lambda s, _: plgpu.barrier_arrive(smem["free"].at[s]), None)
         if self.vectors:
             plgpu.barrier_arrive(smem["vectors_free"])
-        if self.weights_first:
+        if c.weights_first:
             wait_for_previous_kernel()
+        if plan.takes_turns:
+            pl.when(self.warpgroup == 1)(lambda: pass_turn(self.warpgroup))
 
         def one_tile(i, carry):
             m, n = self.tile(i)
-            product = self.scaled_product if plan.block_scaled else self.product
-            total, carry = product(n, carry)
+            product = ScaledProduct(self, n) if plan.block_scaled else self.product
+            total, carry = product(carry)
             if self.vectors:
                 plgpu.barrier_wait(smem["vectors_full"])
             if c.split_k > 1:
@@ -185,6 +192,8 @@ class Block:
             return carry
 
         lax.fori_loop(0, self.num_tiles, one_tile, (jnp.int32(0), jnp.int32(0)))
+        if plan.takes_turns:  # the last turn passed
+            pl.when(self.warpgroup == 0)(lambda: wait_for_turn(self.warpgroup))
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     def operands(self, slot):
@@ -195,7 +204,7 @@ class Block:
             matrix(self.smem["cols"].at[slot]).T,
         )
 
-    def product(self, n, carry):
+    def product(self, carry):
         """Sum over this block's K, with one wgmma group always in flight."""
         plan, smem = self.plan, self.smem
 
@@ -213,91 +222,6 @@ class Block:
             return total, (slot, carry[1])
 
         return pl.run_scoped(body, plgpu.ACC((plan.wg_rows, plan.cols), self.accumulator))
-
-    def scaled_product(self, n, carry):
-        """Sums over K of products of 128 each, scaled before they are added in float32.
-
-        Four steps make a round, as long as one load of x's scales. In it the products of a step
-        run while those of the step before are scaled and added, where registers allow it; else
-        while the other warpgroup's are. (In turn they need a loop: unrolled, ptxas clears four
-        accumulators at once and runs out of registers.)
-        """
-        plan, c, smem = self.plan, self.plan.config, self.smem
-        shape = plan.wg_rows, plan.cols
-        row = n + self.warpgroup * plan.wg_rows if c.swap else n
-        last = self.gmem["w_scale"].shape[0] - 1
-        block = lax.min(lax.div(row, jnp.int32(BLOCK)), jnp.int32(last))
-        ahead = 4 if plan.overlaps_scaling else 1  # w's scales held: they come from global memory
-
-        def w_scales(first):
-            ks = [lax.min(first + i, jnp.int32(plan.k_steps - 1)) for i in range(ahead)]
-            return tuple(self.gmem["w_scale"][block, k] for k in ks)
-
-        def products(slot, body):
-            """Starts a stage's products, in an accumulator of their own that `body` is given."""
-
-            def scope(acc):
-                plgpu.wgmma(acc, *self.operands(slot))
-                return body(acc)
-
-            # Waiting outside lets ptxas begin from zero without clearing the registers.
-            plgpu.barrier_wait(smem["full"].at[slot])
-            return pl.run_scoped(scope, plgpu.ACC(shape, jnp.float32))
-
-        def add(total, acc, slot, scale, in_flight, is_last):
-            part = plgpu.wgmma_accumulator_load(acc, wait_n=in_flight)
-            # The scales were read by threads and will be written by TMA: order the two.
-            pl.when(is_last)(plgpu.commit_smem)
-            plgpu.barrier_arrive(smem["free"].at[slot])
-            return total + part * scale
-
-        def in_turn(i, carry):
-            total, (w_scale,), slot, k, scale_slot = carry
-
-            def body(acc):
-                following = w_scales(k + 1)
-                scale = self.x_scales(scale_slot, i) * w_scale
-                return add(total, acc, slot, scale, 0, i == 3), following
-
-            added, following = products(slot, body)
-            return added, following, self.next_slot(slot), k + 1, scale_slot
-
-        def overlapped(i, total, scales, slot, previous=None):
-            """Step i, and within its accumulator's life the steps that overlap with it."""
-
-            def body(acc):
-                added = add(total, *previous, scales[i - 1], 1, False) if previous else total
-                if i < 3:
-                    return overlapped(i + 1, added, scales, self.next_slot(slot), (acc, slot))
-                return add(added, acc, slot, scales[i], 0, True), self.next_slot(slot)
-
-            return products(slot, body)
-
-        def round_of_four(r, carry):
-            total, held, slot, scale_slot = carry
-            k = self.k_start + 4 * r
-            plgpu.barrier_wait(smem["x_scales_full"].at[scale_slot])
-            if plan.overlaps_scaling:
-                following = w_scales(k + 4)
-                scales = [self.x_scales(scale_slot, i) * held[i] for i in range(4)]
-                total, slot = overlapped(0, total, scales, slot)
-            else:
-                carry = total, held, slot, k, scale_slot
-                total, following, slot, *_ = lax.fori_loop(0, 4, in_turn, carry)
-            return total, following, slot, self.next_scale_slot(scale_slot)
-
-        zero = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), _WGMMA)
-        carry = zero, w_scales(self.k_start), *carry
-        total, _, *carry = lax.fori_loop(0, self.k_steps // 4, round_of_four, carry)
-        return total, tuple(carry)
-
-    def x_scales(self, slot, k):
-        """Column k of a slot of activation scales, one a row of x, over a warpgroup's tile."""
-        scales, shape = self.smem["x_scales"], (self.plan.wg_rows, self.plan.cols)
-        if self.plan.config.swap:
-            return strided_vector(scales.at[slot, :, k], shape, 1)
-        rows = pl.ds(self.warpgroup * self.plan.wg_rows, self.plan.wg_rows)
-        return strided_vector(scales.at[slot, rows, k], shape, 0)
 
     # ---- the epilogue
 

@@ -19,6 +19,7 @@ from jaxkernels.problem import Device, ScaledMMProblem, Support
 
 TILE_K = 128  # bytes of K a stage: one line of the 128-byte swizzle
 BLOCK = 128  # elements of K (and rows of w) under one scale of a block-scaled problem
+SCALE_STEPS = 4  # of K, whose x scales come together: 16 bytes a row, the least that TMA moves
 _SMEM_ALIGN = 1024  # Pallas aligns each shared allocation to this
 _REGISTERS = 65536  # an SM's
 _MAX_CLUSTER = 8  # the portable limit
@@ -38,6 +39,7 @@ class Config:
       warpgroups: multiplying warpgroups; a further one loads.
       panel: tiles of M that a wave of blocks walks before it moves along N.
       overlap: start while the kernel ahead on the stream still runs (its results are waited for).
+      weights_first: with `overlap`, load the first stages of w before that wait.
     """
 
     tile_m: int
@@ -50,6 +52,7 @@ class Config:
     warpgroups: int = 2
     panel: int = 8
     overlap: bool = False
+    weights_first: bool = False
 
     @property
     def cluster(self) -> int:
@@ -98,9 +101,24 @@ class Plan:
         return ceil_div(self.problem.k, TILE_K)
 
     @property
+    def split(self) -> tuple[int, int, int]:
+        """(least, more, unit): every block of a split has `least` units of stages of K, the first
+        `more` of them one more. A block-scaled unit is a load of scales; past K's end all is 0.
+        """
+        unit = SCALE_STEPS if self.block_scaled else 1
+        return *divmod(ceil_div(self.k_steps, unit), self.config.split_k), unit
+
+    @property
+    def least_steps(self) -> int:
+        """Stages of K that every block of a split has."""
+        least, _, unit = self.split
+        return least * unit
+
+    @property
     def split_steps(self) -> int:
         """Most stages of K that a block of a split has."""
-        return ceil_div(self.k_steps, self.config.split_k)
+        least, more, unit = self.split
+        return (least + (more > 0)) * unit
 
     @property
     def m_groups(self) -> int:
@@ -173,7 +191,7 @@ class Plan:
         vectors += [("m", 4)] * (p.azp == "token")
         total += sum(_align(self.vector_length(side, size) * size) for side, size in vectors)
         if self.block_scaled:
-            total += _align(self.scale_slots * c.tile_m * 16)
+            total += _align(self.scale_slots * c.tile_m * 16) + _align(self.scale_slots * 128)
         if c.split_k > 1:
             total += _align(c.split_k * self.rows * self.part_cols * 4)
         return total + _SMEM_ALIGN  # barriers
@@ -193,15 +211,24 @@ class Plan:
         one = self.wg_rows * self.cols // 128
         if not self.block_scaled:
             return one
-        return (3 if self.overlaps_scaling else 2) * one  # in flight, and their scaled sum
+        return one + (2 if self.overlaps_scaling else 1) * self.cols // 2  # products of 64 rows
 
     @property
     def overlaps_scaling(self) -> bool:
-        """Whether a warpgroup of a block-scaled product keeps two accumulators in flight.
+        """Whether a warpgroup of a block-scaled product keeps two of them in flight.
 
-        With 64 registers in each, ptxas runs out of them and serializes wgmma (0.11.2: C7512).
+        Two products of 64 x 128 and their sum are 192 registers, as many as two warpgroups have.
         """
-        return self.wg_rows * self.cols // 128 <= 32
+        return self.wg_rows == 64 and self.cols <= 128 and self.config.warpgroups <= 2
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether two warpgroups with one product each alternate at the tensor core.
+
+        Left alone they start together and then scale together: 128 x 192 took 1.19 times as long.
+        Of 256 x 128, two products a step, the order made no difference. (H200, 2026-11-22)
+        """
+        return self.block_scaled and not self.overlaps_scaling and self.config.warpgroups == 2
 
     @property
     def needs_more_registers(self) -> bool:
@@ -221,8 +248,13 @@ class Plan:
         """
         threads = self.config.warpgroups + 1
         pool = threads * (_REGISTERS // (threads * 128) // 8 * 8)
-        loading = 40
+        loading = 40 if threads < 4 else 24
         return loading, min((pool - loading) // self.config.warpgroups // 8 * 8, 240)
+
+    @property
+    def other_registers(self) -> int:
+        """What a multiplying thread needs besides accumulators, at least (found by compiling)."""
+        return 40 if self.config.warpgroups < 3 else 32
 
     def legal(self, device: Device) -> Support:
         """Whether this config computes this problem on this device, with every reason if not."""
@@ -244,6 +276,7 @@ class Plan:
                 f"output lines of 64 bytes, got {self.cols} columns of {p.out_dtype}",
             ),
             (c.stages >= 2, f"at least 2 stages, got {c.stages}"),
+            (c.overlap or not c.weights_first, "weights first only where the launch overlaps"),
             (
                 c.cluster <= _MAX_CLUSTER and c.cluster in (1, 2, 4, 8),
                 f"a cluster of 1, 2, 4 or 8 blocks, got {c.cluster}",
@@ -253,23 +286,23 @@ class Plan:
                 "multicast slices of whole swizzle groups",
             ),
             (
-                c.split_k <= self.k_steps,
+                self.least_steps >= 1,
                 f"{self.k_steps} steps of K leave a block of {c.split_k} without work",
             ),
             (
-                not self.block_scaled or c.tile_n % 64 == 0,
-                "block scales: a warpgroup's rows of w under one scale",
+                not self.block_scaled or self.cols <= 2 * BLOCK,
+                f"block scales: a tile over at most 2 rows of w's blocks, got {self.cols} columns",
             ),
             (
-                not self.block_scaled or self.k_steps % (4 * c.split_k) == 0,
-                f"block scales: rounds of 4 steps of K, got {self.k_steps} in {c.split_k} parts",
+                not self.block_scaled or c.swap or c.tile_n % 16 == 0,
+                f"block scales: chunks of at least 16 columns, got {c.tile_n}",
             ),
             (
-                not self.block_scaled or (self.cols if not c.swap else self.wg_rows) <= BLOCK,
-                "block scales: at most 128 rows of w a warpgroup",
+                not self.block_scaled or not c.swap or self.wg_rows == 64,
+                f"block scales: 64 rows of w a warpgroup, got {self.wg_rows}",
             ),
             (
-                self.accumulator_registers + 40 <= min(budget, 255),
+                self.accumulator_registers + self.other_registers <= min(budget, 255),
                 f"{self.accumulator_registers} accumulator registers in a budget of {budget}",
             ),
             (smem <= device.smem_bytes, f"{smem} bytes of shared memory of {device.smem_bytes}"),

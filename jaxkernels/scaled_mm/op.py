@@ -59,7 +59,7 @@ def scaled_mm(
       x_scale: float32, one number ([], [1], [1, 1]), or one a row [M], [M, 1], [..., 1], or one
         per 128 of K [M, ceil(K/128)], [..., ceil(K/128)]. None is 1.
       w_scale: float32, one number, or one a row of w [N], [N, 1], [1, N], or 128 x 128 blocks
-        [ceil(N/128), ceil(K/128)]. None is 1.
+        [ceil(N/128), ceil(K/128)]. None is 1. Both may be float8_e8m0fnu (UE8M0) instead.
       bias: float [N] or [1, N].
       azp: int32, one a row [M, 1], [..., 1], or one number: x's zero points.
       azp_adj: int32 [N] or [1, N], as above. With azp but no azp_adj, it is computed (once a call:
@@ -167,7 +167,8 @@ def _scale(argument, scale, leading, shapes):
         return jnp.ones((1, 1), jnp.float32), "tensor"
     if isinstance(scale, (int, float)):
         scale = jnp.float32(scale)
-    scale = checks.as_array(argument, scale, (jnp.float32,))
+    scale = checks.as_array(argument, scale, (jnp.float32, jnp.float8_e8m0fnu))
+    scale = scale.astype(jnp.float32)  # powers of two, of one byte each (UE8M0)
     if scale.shape in ((), (1,), (1, 1)):
         return scale.reshape(1, 1), "tensor"
     for how, shape in shapes.items():

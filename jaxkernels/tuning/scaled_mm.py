@@ -7,7 +7,9 @@
 bytes, last tile's epilogue), and rounds of tiles over the SMs, each as long as the slowest of
 its tensor cores, its L2 traffic and its share of the memory's bandwidth.
 
-Its constants were fitted on an H200 on 2026-11-22 to 190 timings of int8 and fp8, M = 1..4096.
+Its constants were fitted on an H200 on 2026-11-22 to 190 timings of int8 and fp8, M = 1..4096, and
+300 of block-scaled fp8, of which it is 8% off (one standard deviation). A block-scaled step takes
+what it moves through shared memory, not what it multiplies: see `scaled_mm.hopper_scaled`.
 """
 
 from __future__ import annotations
@@ -25,13 +27,19 @@ _MACS_PER_CLOCK = 4096  # of an SM, 8-bit operands
 _CLOCK = 1.6e9  # what an H200 sustains with every tensor core at work
 _COOL_CLOCK = 1.9e9  # and with half of them
 _STEP_CLOCKS = 50  # of a stage, that are neither products nor hidden
-_SCALED_STEP_CLOCKS = 170  # the same, when each stage is scaled and added in registers,
-_OVERLAPPED_STEP_CLOCKS = 110  # and when that happens under the next stage's products
+_SMEM_BYTES = 128  # that an SM's shared memory moves in a clock
+_SCALED_CLOCK = 1.7e9  # block-scaled products: what the two below were fitted at
+_OVERLAPPED = 1.02, 35  # a stage: times what shared memory moves, and clocks more,
+_IN_TURNS = 1.05, 150  # where a warpgroup's products wait for its scaling,
+_COLUMN_SCALE = 0.6  # for each column, where x's scales lie along them
+_COUPLED, _APART = 1.03, 1.08  # a pair of blocks sharing w waits for both; not, it is read twice
 _ROUND = 0.3e-6  # a further tile of a block: its epilogue, in part hidden,
 _ROUND_OF_OUTPUTS = 0.9e-6 / 2**15  # and more for each element of it
 _LAUNCH = 2.7e-6
 _OVERLAPPED_LAUNCH = 1.95e-6
-_OVERLAP_LIMIT = 22e-6  # longer kernels with large tiles lost by an overlapped launch
+_EARLY_LAUNCH = 1.3e-6  # with the first stages of weights
+_OVERLAP_LIMIT = 70e-6  # of a kernel, below which it starts under the one ahead
+_EARLY_WEIGHTS = 20e6  # bytes: fewer gained only with little else to load
 _LATENCY = 1.55e-6  # of memory under load: a block's bytes in flight over this is its rate
 _BLOCK_BANDWIDTH = 130e9  # the most one block reads, however much it has in flight
 _MEMORY_EFFICIENCY = 0.985
@@ -92,25 +100,43 @@ def ranked(problem: ScaledMMProblem, device: Device) -> tuple[tuple[Cost, Config
 @functools.lru_cache(maxsize=4096)
 def candidates(problem: ScaledMMProblem, device: Device) -> tuple[Config, ...]:
     """Every config worth considering, all legal."""
-    narrow = next(width for width in wgmma_columns(problem.x_dtype) if width >= min(problem.m, 64))
-    shapes = [(narrow, n, True, wgs) for n, wgs in ((64, 1), (128, 2), (256, 2))]
-    if problem.m > 64:
-        shapes = [(128, n, False, 2) for n in (32, 64, 96, 128, 160, 192, 224, 256)]
-    if problem.x_scale == "group":
-        shapes = [s for s in shapes if s[1] in (64, 128)]
     found = []
-    for (tile_m, tile_n, swap, wgs), split, cluster_m in itertools.product(
-        shapes, (1, 2, 4), (1, 2)
-    ):
+    for shape, split, cluster_m in itertools.product(_shapes(problem), (1, 2, 4), (1, 2)):
+        tile_m, tile_n, swap, wgs = shape
         if cluster_m > 1 and (split > 1 or problem.m <= tile_m):
             continue  # nothing to share
-        base = Config(tile_m, tile_n, 2, swap, split, cluster_m, warpgroups=wgs, panel=16)
+        # Of block-scaled tiles a wave covers about as many rows of x as of w.
+        panel = 2048 // (tile_m * cluster_m) if problem.x_scale == "group" and not swap else 16
+        base = Config(tile_m, tile_n, 2, swap, split, cluster_m, warpgroups=wgs, panel=panel)
         deep = _deepest(problem, base, device)
         if deep is not None:
-            small = swap and wgs == 1
-            overlap = small or cost(problem, deep, device).total < _OVERLAP_LIMIT
-            found.append(dataclasses.replace(deep, overlap=overlap))
+            overlap = cost(problem, deep, device).total < _OVERLAP_LIMIT
+            early = overlap and _worth_early_weights(problem, deep, device)
+            found.append(dataclasses.replace(deep, overlap=overlap, weights_first=early))
     return tuple(found)
+
+
+def _worth_early_weights(problem: ScaledMMProblem, config: Config, device: Device) -> bool:
+    """Few blocks leave SMs idle, where the next kernel's loads would compete with this one's."""
+    plan = Plan(problem, config)
+    blocks = plan.m_groups * plan.n_groups * config.cluster
+    many = problem.n * problem.k > _EARLY_WEIGHTS and blocks > 0.6 * device.num_sms
+    return many or problem.m <= 16
+
+
+def _shapes(problem: ScaledMMProblem) -> list[tuple[int, int, bool, int]]:
+    """(tile_m, tile_n, swap, warpgroups) of the tiles worth considering."""
+    block = problem.x_scale == "group"
+    narrow = next(width for width in wgmma_columns(problem.x_dtype) if width >= min(problem.m, 64))
+    if problem.m <= 64:
+        shapes = [(narrow, 64, True, 1), (narrow, 128, True, 2)]
+        shapes += [] if block else [(narrow, 256, True, 2)]
+        upright = [(64, n, False, 1) for n in (32, 64, 128)]
+        return shapes + (upright if block and problem.m > 32 else [])
+    shapes = [(128, n, False, 2) for n in range(32, 193 if block else 257, 32)]
+    if block and problem.m > 128:
+        shapes += [(192, 128, False, 3), (256, 64, False, 2), (256, 128, False, 2)]
+    return shapes
 
 
 def _deepest(problem: ScaledMMProblem, config: Config, device: Device) -> Config | None:
@@ -137,12 +163,20 @@ def cost(problem: ScaledMMProblem, config: Config, device: Device) -> Cost:
     blocks, rounds = min(tiles, slots), ceil_div(tiles, slots)
     last = tiles - (rounds - 1) * slots  # blocks of the last round
 
-    clocks = c.tile_m * c.tile_n * TILE_K / _MACS_PER_CLOCK
     if plan.block_scaled:
-        clocks += _OVERLAPPED_STEP_CLOCKS if plan.overlaps_scaling else _SCALED_STEP_CLOCKS
+        # TMA writes a stage once; each product of 64 rows reads those and all columns.
+        moved = (plan.rows + plan.cols + plan.rows + plan.rows // 64 * plan.cols) * TILE_K
+        factor, more = _OVERLAPPED if plan.overlaps_scaling else _IN_TURNS
+        clocks, clock = factor * moved / _SMEM_BYTES + more, _SCALED_CLOCK
+        if c.swap:
+            clocks += _COLUMN_SCALE * plan.cols
+        elif c.cluster_m > 1:
+            clocks *= _COUPLED
+        elif plan.m_groups == 2 and rounds == 1:
+            clocks *= _APART
     else:
-        clocks += _STEP_CLOCKS
-    clock = _CLOCK if 3 * blocks > 2 * device.num_sms else _COOL_CLOCK
+        clocks = c.tile_m * c.tile_n * TILE_K / _MACS_PER_CLOCK + _STEP_CLOCKS
+        clock = _CLOCK if 3 * blocks > 2 * device.num_sms else _COOL_CLOCK
     # Power is what limits a long kernel, and blocks that idle in its last round save some.
     loaded = rounds if rounds <= 2 else (rounds + tiles / slots) / 2
     tensor = loaded * plan.split_steps * clocks / clock
@@ -158,9 +192,10 @@ def cost(problem: ScaledMMProblem, config: Config, device: Device) -> Cost:
     memory = (tiles - last) * part / _lesser(slots * one, bandwidth)
     memory += last * part / _lesser(last * one, bandwidth)
 
-    fixed = (_OVERLAPPED_LAUNCH if c.overlap else _LAUNCH) + (rounds - 1) * (
-        _ROUND + _ROUND_OF_OUTPUTS * c.tile_m * c.tile_n
-    )
+    early = c.weights_first and blocks > 0.6 * device.num_sms and (c.warpgroups == 1 or not c.swap)
+    launch = _EARLY_LAUNCH if early else _OVERLAPPED_LAUNCH if c.overlap else _LAUNCH
+    more = 0.0 if c.swap else _ROUND + _ROUND_OF_OUTPUTS * c.tile_m * c.tile_n
+    fixed = launch + (rounds - 1) * more
     if c.split_k > 1:
         partial = c.tile_m * c.tile_n * 4
         fixed += rounds * (_EXCHANGE * (c.split_k - 1) + partial / _EXCHANGE_BANDWIDTH)

@@ -17,7 +17,6 @@ from jaxkernels import (
     dequantize,
     quantize,
     quantize_fp8,
-    quantize_fp8,
     quantize_int8,
     scalar_types,
     scaled_mm,
@@ -127,6 +126,15 @@ def test_block_scales(rng, implementation, size):
     s_w = powers(rng, -(-n // 128), -(-k // 128))
     out = scaled_mm(x, w, s_x, s_w, out_dtype=jnp.float32, implementation=implementation)
     np.testing.assert_array_equal(out, exactly(x, w, s_x, s_w).astype(F))
+
+
+def test_scales_of_one_byte(rng):
+    """UE8M0: powers of two, as float8_e8m0fnu."""
+    x, w = fp8_integers(rng, 3, 256), fp8_integers(rng, 130, 256)
+    scales = abs(powers(rng, 3, 2)), abs(powers(rng, 2, 2))
+    small = (jnp.asarray(s).astype(jnp.float8_e8m0fnu) for s in scales)
+    expected = scaled_mm(x, w, *scales, out_dtype=jnp.float32)
+    np.testing.assert_array_equal(scaled_mm(x, w, *small, out_dtype=jnp.float32), expected)
 
 
 @both

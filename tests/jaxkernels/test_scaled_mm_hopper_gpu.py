@@ -47,6 +47,9 @@ FULL = {
     "block-decode": problem(16, 2048, 7168, E4M3, **BLOCK),
     "block-middle": problem(200, 2112, 2048, E4M3, bias=True, **BLOCK),
     "block-large": problem(1500, 1544, 1024, E4M3, "float32", **BLOCK),
+    "block-larger": problem(4100, 2000, 1536, E4M3, bias=True, **BLOCK),
+    "block-odd-k": problem(130, 1544, 1168, E5M2, w_dtype=E4M3, **BLOCK),
+    "block-decode-odd-k": problem(3, 1032, 8960, E4M3, **BLOCK),
 }
 
 
@@ -60,7 +63,10 @@ def test_the_chosen_config_is_exact_and_deterministic(name, rng):
     assert bool((first == again).all())
 
 
-@pytest.mark.parametrize("name", ["decode-long", "middle-f32", "large-int8", "block-middle"])
+OTHERS = ["decode-long", "middle-f32", "large-int8", "block-middle", "block-larger"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
 def test_other_candidates_agree_to_the_bit(name, rng):
     """Exact sums leave one right answer, whatever the tiles, splits and clusters."""
     p = FULL[name]

@@ -1,82 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
-"""`w8a8_linear` on Hopper's kernels: the product that loads weights while x is quantized."""
+"""`w8a8_linear` on Hopper's kernels: two launches, of which the first lets the second start."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxlib.mlir import ir
 
-from jaxkernels import quantize, quantize_fp8, scalar_types, scaled_mm, w8a8_linear
+from jaxkernels import quantize, quantize_fp8, quantize_int8, scalar_types, scaled_mm, w8a8_linear
 from jaxkernels.mosaic import launch
+from jaxkernels.mosaic.compile import lower_program, make_ir_context
+from jaxkernels.mosaic.device import abstract_mesh
 from jaxkernels.mosaic.interpret import interpreted
 
 
-def run(x, w, **more) -> np.ndarray:
-    """The layer as a program of kernels only, interpreted with race detection."""
-    with interpreted(), launch.launched_in_order():
-        return np.asarray(w8a8_linear(x, w, implementation="hopper", **more))
-
-
-@pytest.mark.parametrize(
-    "activation, m, n, k",  # of less K than a ring holds, and of more
-    [("int8", 70, 136, 2176), ("int8-asym", 5, 64, 512), ("fp8-tensor", 5, 64, 512)],
-)
-def test_early_weights_change_nothing(activation, m, n, k, rng):
+@pytest.mark.parametrize("activation", ["int8", "int8-asym", "fp8", "fp8-tensor"])
+def test_the_linear_op_is_quantization_and_product(activation, rng):
     kind = scalar_types.int8 if "int8" in activation else scalar_types.float8_e4m3fn
-    w = quantize(rng.standard_normal((n, k)).astype(np.float32), kind)
-    x = jnp.asarray(rng.standard_normal((m, k)), jnp.bfloat16)
-    bias = jnp.asarray(rng.standard_normal(n), jnp.bfloat16)
-    early = run(x, w, activation=activation, bias=bias)
+    w = quantize(rng.standard_normal((136, 2176)).astype(np.float32), kind)
+    x = jnp.asarray(rng.standard_normal((70, 2176)), jnp.bfloat16)
+    bias = jnp.asarray(rng.standard_normal(136), jnp.bfloat16)
     with interpreted():
-        late = np.asarray(w8a8_linear(x, w, activation=activation, bias=bias))
-    np.testing.assert_array_equal(early, late)
+        out = w8a8_linear(x, w, activation=activation, bias=bias, implementation="hopper")
+        azp = None
+        if activation.startswith("fp8"):
+            q, scale = quantize_fp8(x, per_token=activation == "fp8")
+        else:
+            q, scale, azp = quantize_int8(x, symmetric=activation == "int8")
+        product = scaled_mm(
+            q, w, scale, bias=bias, azp=azp, out_dtype=x.dtype, implementation="hopper"
+        )
+        np.testing.assert_array_equal(np.asarray(out), np.asarray(product))
 
 
-def test_early_weights_with_block_scales(rng):
-    w = quantize(
-        rng.standard_normal((128, 512)).astype(np.float32),
-        scalar_types.float8_e4m3fn,
-        granularity="block",
-        group_size=128,
-    )
-    x = jnp.asarray(rng.standard_normal((5, 512)), jnp.bfloat16)
-    early = run(x, w)
-    with interpreted():
-        late = np.asarray(w8a8_linear(x, w))
-    np.testing.assert_array_equal(early, late)
+def early_starters(fn, *structs) -> list[bool]:
+    """Of each kernel of a program: whether it lets the next one start before its own end."""
+    with jax.sharding.use_abstract_mesh(abstract_mesh()):
+        program = lower_program(fn, *structs)
+    context = make_ir_context()
+    context.allow_unregistered_dialects = True
+    with context:
+        texts = [str(ir.Module.parse(kernel.module)) for kernel in program.kernels]
+    assert all("griddepcontrol" in text for text in texts)
+    return ["griddepcontrol.launch" in text for text in texts]
 
 
-def test_weights_are_early_only_in_a_program_of_kernels_right_after_the_quantization():
-    assert not launch.may_read_weights_early()
-    with launch.after_quantization():  # XLA may put a kernel between the two
-        assert not launch.may_read_weights_early()
-    with launch.launched_in_order():
-        assert not launch.may_read_weights_early()
-        with launch.after_quantization():
-            assert launch.may_read_weights_early()
-        assert not launch.may_read_weights_early()
+def test_only_the_quantization_of_x_lets_the_next_kernel_start():
+    """Codes that a caller gets may be the next product's weight, which it reads early."""
+    x = jax.ShapeDtypeStruct((16, 512), jnp.bfloat16)
+    w = quantize(np.ones((256, 512), np.float32), scalar_types.float8_e4m3fn)
+    assert early_starters(quantize_fp8, x) == [False]
+    assert early_starters(lambda x: w8a8_linear(x, w), x)[0]
 
 
-def test_traces_of_both_kinds_are_kept_apart(rng):
-    """One jit-ed function in a program of kernels and outside: neither gets the other's trace."""
+def test_traces_of_both_kinds_are_kept_apart():
+    """One jit-ed quantization for a product and for a caller: neither gets the other's trace."""
     seen = []
 
-    def product(*args, **kwargs):
-        seen.append(launch.may_read_weights_early())
-        return scaled_mm(*args, **kwargs)
-
-    w = quantize(rng.standard_normal((16, 128)).astype(np.float32), scalar_types.float8_e4m3fn)
-
     @jax.jit
-    def layer(x):
-        q, scale = quantize_fp8(x)
-        with launch.after_quantization():
-            return product(q, w, scale)
+    def codes(x):
+        seen.append(launch.is_quantizing_x())
+        return quantize_fp8(x)
 
     struct = jax.ShapeDtypeStruct((4, 128), jnp.float32)
-    layer.trace(struct)
-    with launch.launched_in_order():
-        layer.trace(struct)
-    layer.trace(struct)
+    codes.trace(struct)
+    with launch.quantizing_x():
+        codes.trace(struct)
+    codes.trace(struct)
     assert seen == [False, True]

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+# SPDX-FileCopyrightText: 2026 the jaxkernels authors
+"""The block-scaled product of the Hopper GEMM: one warpgroup's sum over K, promoted every 128.
+
+    total[m, n] += (x_scale[m, k] * w_scale[n / 128, k]) * product of 128 elements of K
+
+The tensor core adds float8 products with about 14 bits, so each step of K starts a product of its
+own, and float32 registers add what it gives, scaled. While a warpgroup scales, the tensor core
+must have other work. Two ways, by what the registers hold:
+
+    overlapped   two products of a warpgroup in flight: of a step, and of the one before
+                 tensor core   | step 0 | step 1 | step 2 | ...
+                 registers              |  + 0   |  + 1   | ...
+    in turns     one product a warpgroup, but more of them; others' run under its scaling
+                 tensor core   | wg 0, step 0 | wg 1, step 0 | wg 2, step 0 | wg 0, step 1 | ...
+                 wg 0          |              |     + 0      |              |              | + 1
+
+What bounds both is shared memory: a step of 128 x 128 moves 80 KiB through it (TMA writes each
+stage once, each product of 64 rows reads those and all columns), 640 clocks at 128 bytes each
+against 512 of the tensor core. Overlapped steps take 1.07 of that; 192 x 128 by three warpgroups
+moves 7% less for the same work, 256 x 128 10%, but it waits for its own scaling. (H200, 2026-11-22)
+
+A tile of w has one scale a step, or two where it reaches into the next 128 rows: its columns come
+in chunks that no edge of 128 divides.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jaxkernels.mosaic.smem import groups_of_rows, read_before_tma_writes, strided_vector
+from jaxkernels.mosaic.wgmma import finish_product, pass_turn, start_product, wait_for_turn
+from jaxkernels.scaled_mm.hopper_config import BLOCK, SCALE_STEPS
+
+_ROWS = 64  # of a product
+
+
+class ScaledProduct:
+    """A warpgroup's sum over its block's K, for the tile of w that begins at row `n`."""
+
+    def __init__(self, block, n):
+        self.block, self.plan, self.smem = block, block.plan, block.smem
+        self.warpgroup = block.warpgroup
+        self.shape = _ROWS, self.plan.cols
+        self.subtiles = self.plan.wg_rows // _ROWS
+        self.w_inside = lax.rem(n, jnp.int32(BLOCK))  # rows of w's block before the tile
+
+    def __call__(self, carry):
+        """(total, carry): the sum, and the slots where the next tile goes on."""
+        zero = plgpu.layout_cast(jnp.zeros(self.shape, jnp.float32), plgpu.Layout.WGMMA)
+        rounds = self.block.k_steps // SCALE_STEPS
+        state = lax.fori_loop(0, rounds, self.round, ((zero,) * self.subtiles, *carry))
+        totals, *carry = state
+        total = totals[0] if self.subtiles == 1 else jnp.concatenate(totals, axis=0)
+        return total, tuple(carry)
+
+    def round(self, r, state):
+        """The steps of one load of scales."""
+        totals, slot, scale_slot = state
+        plgpu.barrier_wait(self.smem["scales_full"].at[scale_slot])
+        steps = self.overlapped if self.plan.overlaps_scaling else self.in_turns
+        totals, slot = steps(totals, slot, scale_slot)
+        read_before_tma_writes()
+        return totals, slot, self.block.next_scale_slot(scale_slot)
+
+    def overlapped(self, totals, slot, scale_slot):
+        """A step's product runs while the one before it is scaled and added."""
+        (total,), running = totals, None
+        scales = [self.scales(scale_slot, step) for step in range(SCALE_STEPS)]
+        for step in range(SCALE_STEPS):
+            plgpu.barrier_wait(self.smem["full"].at[slot])
+            started = self.start(slot)
+            if running is not None:
+                total = self.add(total, *running, scales[step - 1], in_flight=1)
+            running = started, slot
+            slot = self.block.next_slot(slot)
+        return (self.add(total, *running, scales[-1], in_flight=0),), slot
+
+    def in_turns(self, totals, slot, scale_slot):
+        """Products of 64 rows, one at a time, all in the same registers.
+
+        A loop: unrolled, the addresses of every stage would be kept in registers.
+        """
+
+        def one_step(step, state):
+            totals, slot = state
+            plgpu.barrier_wait(self.smem["full"].at[slot])
+            product, sums = None, []
+            for subtile, total in enumerate(totals):
+                if self.plan.takes_turns:
+                    wait_for_turn(self.warpgroup)
+                product = self.start(slot, subtile, product)
+                if self.plan.takes_turns:
+                    pass_turn(self.warpgroup)
+                scales = self.scales(scale_slot, step, subtile)
+                free = slot if subtile == self.subtiles - 1 else None
+                sums.append(self.add(total, product, free, scales, in_flight=0))
+            return tuple(sums), self.block.next_slot(slot)
+
+        return lax.fori_loop(0, SCALE_STEPS, one_step, (totals, slot))
+
+    def start(self, slot, subtile=0, over=None):
+        """Starts the product of a stage that has come, with 64 of this warpgroup's rows."""
+        group = self.warpgroup * (self.plan.wg_rows // 8) + subtile * (_ROWS // 8)
+        rows = groups_of_rows(self.smem["rows"].at[slot], group, _ROWS // 8)
+        if over is not None:  # no grid is that large
+            over = over, lax.shift_right_logical(self.block.cluster, jnp.int32(28))
+        return start_product(rows, self.smem["cols"].at[slot], self.shape, over)
+
+    def add(self, total, product, slot, scales, in_flight):
+        """`total` and a product, scaled; `slot`, if not None, goes back to the loader."""
+        part = finish_product(product, in_flight)
+        if slot is not None:
+            plgpu.barrier_arrive(self.smem["free"].at[slot])
+        return total + part * scales
+
+    # ---- scales
+
+    def scales(self, slot, step, subtile=0):
+        """x's scales times w's, over 64 rows and all columns of a product."""
+        cols = self.plan.cols
+        w_scales = self.smem["w_scales"]
+        if self.plan.config.swap or BLOCK % cols == 0:
+            return self.x_scales(slot, step, subtile, cols) * w_scales[slot, 0, step]
+        chunks, width = [], math.gcd(cols, BLOCK)
+        first, second = w_scales[slot, 0, step], w_scales[slot, 1, step]
+        for col in range(0, cols, width):
+            w_scale = first if col == 0 else second
+            if 0 < col < BLOCK:
+                w_scale = lax.select(self.w_inside + col < BLOCK, first, second)
+            chunks.append(self.x_scales(slot, step, subtile, width) * w_scale)
+        return jnp.concatenate(chunks, axis=1)
+
+    def x_scales(self, slot, step, subtile, cols):
+        """A step's scales of x, over 64 rows and `cols` columns of a product."""
+        scales = self.smem["x_scales"]
+        if self.plan.config.swap:
+            return strided_vector(scales.at[slot, :, step], (_ROWS, cols), 1)
+        first = self.warpgroup * self.plan.wg_rows + subtile * _ROWS
+        return strided_vector(scales.at[slot, pl.ds(first, _ROWS), step], (_ROWS, cols), 0)
