@@ -57,6 +57,8 @@ def main(minutes: float) -> int:
         for rows in ROWS:
             layer(double(torch.randn(rows, layer.in_features, device=device)).bfloat16())
             double(torch.randn(rows, layer.in_features, device=device).bfloat16())
+    if device == "cuda":
+        torch.cuda.synchronize()  # the streams do not wait for the default one
     start, calls, first = time.time(), 0, None
     while time.time() - start < minutes * 60:
         layer, weight = random.choice(layers)

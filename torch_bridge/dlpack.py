@@ -12,7 +12,8 @@ The rules, each with a test:
   torch stream wait for JAX, both by events on the device. On a GPU the host waits for nothing.
 * Lifetime: the source stays alive until the other side has let go of its view, and a tensor until
   JAX has read it. The memory of an array goes back to JAX with the last tensor over it; torch work
-  that still reads it is waited for by the next call into JAX through here on that stream.
+  that still reads it, on the stream that got it, is waited for by the next call into JAX through
+  here, on whatever stream.
 * JAX arrays are immutable, and JAX relies on it. Treat what `to_torch` returns as read-only and
   leave a tensor alone while an array made of it is in use; `copy=True` gives memory of its own.
 """
@@ -131,9 +132,45 @@ def _joined_stream(device: torch.device) -> int | None:
     event = events.get(device)
     if event is None:
         event = events[device] = torch.cuda.Event()
-    event.record(_current_stream(torch._C._cuda_getCurrentRawStream(device.index), device))
-    event.wait(_external_stream(stream, device))
+    theirs = _external_stream(stream, device)
+    handle = torch._C._cuda_getCurrentRawStream(device.index)
+    event.record(_current_stream(handle, device))
+    event.wait(theirs)
+    readers = _readers.get(device, ())
+    if len(readers) > 1 or (readers and handle not in readers):
+        # What they have read by now may be given to somebody else from now on.
+        for other, reader in list(readers.items()):
+            if other != handle and not _captures(other):
+                readers.pop(other, None)  # first: who reads from here on is noted again
+                event.record(reader)
+                event.wait(theirs)
     return stream
+
+
+# Streams that were given results of JAX. When a tensor over one goes, its memory is JAX's again at
+# once, while its stream may still have to read it: JAX's next work waits for all of these.
+_readers: dict[torch.device, dict[int, torch.cuda.Stream]] = {}
+
+
+def _reading_stream(device: torch.device) -> int:
+    """Torch's current stream, in DLPack's numbers, noted as one that reads what JAX has made."""
+    handle = torch._C._cuda_getCurrentRawStream(device.index)
+    readers = _readers.get(device)
+    if readers is None:
+        readers = _readers.setdefault(device, {})
+    if handle not in readers:
+        stream = _current_stream(handle, device)
+        if handle == 0 or stream.stream_id != handle:  # else not torch's own: it may go any time
+            readers[handle] = stream
+    return handle or 1  # torch's default stream is CUDA's legacy one, which DLPack calls 1
+
+
+def _captures(handle: int) -> bool:
+    """Whether a CUDA graph is being captured from a stream, or of all streams."""
+    status = ctypes.c_int()
+    driver = ctypes.CDLL("libcuda.so.1")
+    code = driver.cuStreamIsCapturing(ctypes.c_void_p(handle), ctypes.byref(status))
+    return code != 0 or status.value != 0
 
 
 @functools.lru_cache(256)
@@ -234,6 +271,8 @@ def to_torch(array: jax.Array, *, copy: bool | None = None) -> torch.Tensor:
             f"array: it is spread over {len(array.devices())} devices; gather it onto one first"
         )
     tensor = torch.from_dlpack(array)
+    if tensor.is_cuda:
+        _reading_stream(tensor.device)
     if not copy:
         return tensor
     copied = tensor.clone()
@@ -363,10 +402,7 @@ def _pass(tensor: torch.Tensor, stream: int | None) -> jax.Array:
 
 def _returning(array: jax.Array, device: torch.device) -> torch.Tensor:
     """`to_torch` for the results of a call on one device."""
-    stream = None
-    if device.type == "cuda":
-        # Torch's default stream is CUDA's legacy one, which DLPack calls 1.
-        stream = torch._C._cuda_getCurrentRawStream(device.index) or 1
+    stream = _reading_stream(device) if device.type == "cuda" else None
     capsule = interop.to_capsule(array, stream)
     return to_torch(array) if capsule is None else torch.utils.dlpack.from_dlpack(capsule)
 

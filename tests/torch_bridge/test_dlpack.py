@@ -305,6 +305,27 @@ def test_gpu_waits_for_the_producers_stream():
 
 
 @gpu
+def test_gpu_results_freed_while_torch_reads_on_another_stream():
+    """JAX gets the memory of y back while one stream has yet to read it, and a call on another
+    stream may not write there before."""
+    double = wrap(lambda x: x * 2)
+    slow = torch.randn(2048, 2048, device="cuda")
+    torch.cuda.synchronize()
+    first, second, wrong = torch.cuda.Stream(), torch.cuda.Stream(), 0
+    for i in range(300):
+        with torch.cuda.stream(first):
+            y = double(torch.full((256, 1024), float(i), device="cuda"))
+            for _ in range(3):
+                slow @ slow
+            wrong = wrong + (y != 2 * i).sum()
+            del y
+        with torch.cuda.stream(second):
+            double(torch.full((256, 1024), float(-i - 1), device="cuda"))
+    first.synchronize()
+    assert wrong.item() == 0
+
+
+@gpu
 def test_gpu_source_freed_while_jax_reads():
     n, wrong = 2048, []
 
