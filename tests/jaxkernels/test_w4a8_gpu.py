@@ -2,8 +2,6 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """w4a8_mm's Hopper kernel on a GPU: every product bit for bit, full shapes, repeatability."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,13 +14,12 @@ from . import w4a8_cases as cases
 
 pytestmark = pytest.mark.gpu
 
+# One a path: one or two tiles a stage, K shared by warpgroups and blocks, x shared, walking blocks.
 CONFIGS = [
-    W4A8Config(64, 2, 1, 256, 2),
-    W4A8Config(8, 1, 2, 256, 2),
     W4A8Config(16, 2, 1, 128, 4, overlap=True),
     W4A8Config(32, 1, 2, 256, 2, split_k=2, overlap=True),
-    W4A8Config(128, 2, 1, 128, 4, cluster_n=2),
-    W4A8Config(256, 2, 1, 128, 4, overlap=True),
+    W4A8Config(64, 2, 1, 256, 2),
+    W4A8Config(256, 2, 1, 128, 4, cluster_n=2, overlap=True),
 ]
 
 
@@ -50,14 +47,12 @@ def test_int8_is_exact_where_float32_is(rng, config):
     np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
 
 
-FULL = list(
-    itertools.product(("fp8", "int8"), (1, 13, 64, 257, 1024), ((4096, 4096), (4224, 4224)))
-)
+FULL = [("fp8", 1), ("fp8", 64), ("fp8", 257), ("int8", 13), ("int8", 300)]
 
 
-@pytest.mark.parametrize("kind, m, shape", FULL)
-def test_full_shapes_with_the_tuned_config(rng, kind, m, shape):
-    n, k = shape
+@pytest.mark.parametrize("kind, m", FULL)
+def test_full_shapes_with_the_tuned_config(rng, kind, m):
+    n, k = 4232, 4224  # a ragged last tile
     w = cases.random_weight(rng, kind, n, k)
     x, x_scale = cases.random_x(rng, kind, m, k)
     bias = jnp.asarray(rng.normal(size=n), jnp.bfloat16)
