@@ -214,8 +214,10 @@ def _tile_scale(w: QuantizedTensor) -> jax.Array:
         return _tile_rows(w.scale, n)
     codes = TILE // w.group_size  # of a row of a tile
     padding = ((0, -n % TILE), (0, -w.scale.shape[1] % codes))
-    tiles = jnp.pad(w.scale, padding).reshape(-(-n // TILE), TILE, -(-k // TILE), codes)
-    return tiles.transpose(0, 2, 1, 3)
+    # As bytes: e8m0 has no 0, and what a conversion makes of it, NaN, would not vanish with x.
+    tiles = jnp.pad(jax.lax.bitcast_convert_type(w.scale, jnp.uint8), padding)
+    tiles = tiles.reshape(-(-n // TILE), TILE, -(-k // TILE), codes).transpose(0, 2, 1, 3)
+    return jax.lax.bitcast_convert_type(tiles, w.scale.dtype)
 
 
 def _untile_scale(w: QuantizedTensor, rows: int) -> jax.Array:

@@ -61,7 +61,7 @@ ON_SUM = {
 @pytest.mark.parametrize("dtype", ON_WEIGHT)
 def test_one_hot_rows_recover_each_weight_bit_for_bit(rng, case, dtype):
     """Every type with every kind of scale, over every code, by both kernels."""
-    n, k = 200, 512
+    n, k = 200, 480 if case.group in (16, 32) else 512  # of small groups, half a tile at the end
     w = random_weight(rng, case, n, k, dtype)
     prepared, x = prepare(w), jnp.eye(k, dtype=dtype)
     for config in ON_WEIGHT[dtype] + (() if case.group in (16, 32) else (ON_SUM[dtype],)):
