@@ -118,6 +118,15 @@ def test_act_order_is_a_gather_of_x(rng):
     np.testing.assert_allclose(got, expected, rtol=2**-7, atol=2**-7 * np.abs(expected).max())
 
 
+def test_groups_that_do_not_fill_a_tile(rng):
+    """K of three and a half tiles: what is beyond has a scale in the weight's words, and no x."""
+    case = next(c for c in CASES if c.scale == "float8_e8m0fnu")
+    w = random_weight(rng, case, 56, 224)
+    config = DecodeConfig(tile_m=64, wg_n=1, wg_k=2, tile_k=128, stages=2, scale_on="weight")
+    got = run(jnp.eye(224, dtype=jnp.bfloat16), w, config)
+    np.testing.assert_array_equal(np.asarray(got, np.float32), recovered(w, "bfloat16", "weight").T)
+
+
 @pytest.mark.parametrize(
     "case, config",
     [
