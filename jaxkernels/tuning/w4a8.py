@@ -26,7 +26,7 @@ _ALIGN = 1024  # Pallas aligns each shared allocation to this
 _FRAGMENTS = 32  # registers of two converted tiles, one multiplying and one being made
 _OTHER_FP8 = 40  # tables, words, addresses, counters
 _OTHER_INT8 = 16
-_MAX_CLUSTER = 8  # the portable limit
+_REGISTERS = 65536  # an SM's
 
 
 def shared_bytes(problem: W4A8Problem, config: W4A8Config) -> int:
@@ -104,21 +104,19 @@ def candidates(problem: W4A8Problem, device: Device) -> tuple[W4A8Config, ...]:
     cover = next((t for t in (8, 16, 32, 64) if p.m <= t), 128)  # the tile that takes all rows
     for tile_m in [cover] if p.m <= 64 else [64, 128]:
         for (wg_n, wg_k), tile_k, split_k in itertools.product(
-            ((4, 1), (3, 1), (2, 2), (1, 4), (2, 1), (1, 2)), (128, 256, 512), (1, 2, 4)
+            ((4, 1), (2, 2), (1, 4), (2, 1), (1, 2)), (128, 256, 512), (1, 2, 4)
         ):
             if tile_k * split_k < 2 * p.k and tile_k % (TILE_K * wg_k) == 0:
                 wanted.append(W4A8Config(tile_m, wg_n, wg_k, tile_k, 2, split_k))
     if p.m > 64:
-        for tile_m, wg_n, tile_k, cluster_n in itertools.product(
-            (64, 128, 192, 256), (2, 3), (128, 256), (1, 2)
-        ):
-            wanted.append(W4A8Config(tile_m, wg_n, 1, tile_k, 2, 1, cluster_n))
+        for tile_m, tile_k, cluster_n in itertools.product((64, 128, 192, 256), (128, 256), (1, 2)):
+            wanted.append(W4A8Config(tile_m, 2, 1, tile_k, 2, 1, cluster_n))
     deepest = (_deepest(p, config, device) for config in wanted)
     return tuple(dict.fromkeys(c for c in deepest if legal(p, c, device)))
 
 
 def _deepest(problem: W4A8Problem, config: W4A8Config, device: Device) -> W4A8Config:
-    for stages in (8, 6, 5, 4, 3, 2):
+    for stages in (6, 5, 4, 3, 2):
         deep = dataclasses.replace(config, stages=stages)
         if shared_bytes(problem, deep) <= device.smem_bytes:
             return deep
@@ -143,18 +141,20 @@ class Estimate:
 
 
 _CLOCK = 1.79e3  # cycles a microsecond
-_START = 3.5  # microseconds: launch, first bytes, last store
+_START = 2.2  # microseconds: what of launch, first bytes and last store is not overlapped
 _AGAIN = 2.0  # microseconds to fill the pipeline of a further block on an SM
+_READ = 0.85  # of the device's read rate that many blocks reach
 _L2_BYTES = 7.5e6  # bytes a microsecond, all SMs together
-_TILE = 160.0  # cycles of an SM for a tile of 64 x 128 weights by no columns of x ...
-_COLUMN = 1.15  # ... and for each column
+_TILE = {"float8_e4m3fn": 175.0, "int8": 130.0}  # cycles of an SM for 64 x 128 weights ...
+_COLUMN = 1.1  # ... and for each column of x
 _ADD = 1.0  # cycles more a column to scale and add int32 sums
-_TENSOR = 2.0 * 1.06  # cycles a column that the tensor cores take
-_SHORT = {1: 1.15, 2: 1.0}  # times slower with so few tiles of a stage a warpgroup
+_TENSOR = 2.15  # cycles a column that the tensor cores take
+_SHORT = 1.05  # times slower where a warpgroup has one tile of a stage
+_SHALLOW = {2: 1.35, 3: 1.05}  # times slower with so few stages
 _FEW_WARPS = 1.15  # times slower with fewer than 4 compute warpgroups on an SM
 _EPILOGUE = 0.012  # microseconds a column of a tile
-_SPLIT = 0.9  # microseconds of a sum over a cluster
-_HALVES = 0.3  # microseconds of a sum over warpgroups
+_SPLIT = 0.5  # microseconds of a sum over a cluster
+_HALVES = 0.2  # microseconds of a sum over warpgroups
 
 
 def estimate(problem: W4A8Problem, config: W4A8Config, device: Device) -> Estimate:
@@ -164,8 +164,9 @@ def estimate(problem: W4A8Problem, config: W4A8Config, device: Device) -> Estima
     blocks = n_tiles * m_tiles * c.split_k
     k_tiles = ceil_div(p.k, c.tile_k * c.split_k) * (c.tile_k // TILE_K)
     adding = _ADD * c.tile_m if p.x_dtype == "int8" else 0.0
-    cycles = max(_TILE + _COLUMN * c.tile_m + adding, _TENSOR * c.tile_m + adding)
-    cycles *= _SHORT.get(c.tile_k // c.wg_k // TILE_K, 1.0)
+    cycles = max(_TILE[p.x_dtype] + _COLUMN * c.tile_m, _TENSOR * c.tile_m) + adding
+    cycles *= _SHORT if c.tile_k == c.wg_k * TILE_K else 1.0
+    cycles *= _SHALLOW.get(c.stages, 1.0)
     again = 0.0
     if c.walks:
         rounds = blocks / device.num_sms
@@ -174,11 +175,11 @@ def estimate(problem: W4A8Problem, config: W4A8Config, device: Device) -> Estima
         sms = int({1: 1.0, 2: 1.0, 4: 0.85, 8: 0.7}[c.split_k] * device.num_sms)
         rounds, resident = ceil_div(blocks, sms), _resident(p, c, device)
         again = _AGAIN * max(ceil_div(rounds, resident) - 1, 0.6 * (rounds - 1))
-        cycles *= _FEW_WARPS if c.warpgroups * resident < 4 else 1.0
+        cycles *= _FEW_WARPS if c.warpgroups * min(resident, rounds) < 4 else 1.0
     compute = rounds * (c.wg_n * k_tiles * cycles / _CLOCK + c.tile_m * _EPILOGUE)
     weights = p.n * p.k * p.weight_type.size_bits / 8
     x_reads = n_tiles * m_tiles * c.tile_m * p.k / c.cluster_n
-    memory = p.min_bytes / (device.read_gbps * 1e3)
+    memory = p.min_bytes / (device.read_gbps * 1e3 * _READ)
     l2 = (weights * m_tiles + x_reads) / (_L2_BYTES * (1 if m_tiles <= 4 else 1.25))
     total = _START + max(memory, l2, compute) + again
     total += _SPLIT * (c.split_k > 1) + _HALVES * (c.wg_k > 1)
@@ -187,7 +188,11 @@ def estimate(problem: W4A8Problem, config: W4A8Config, device: Device) -> Estima
 
 def _resident(p: W4A8Problem, c: W4A8Config, device: Device) -> int:
     """Blocks that an SM holds at a time."""
-    return max(1, min(device.smem_bytes // shared_bytes(p, c), 16 // (c.warpgroups + 1)))
+    need, given = registers(p, c)
+    threads = _REGISTERS // ceil_div(min(need, given), 8) // 8
+    return max(
+        1, min(device.smem_bytes // shared_bytes(p, c), threads // (c.warpgroups + 1) // 128)
+    )
 
 
 # -- the choice ---------------------------------------------------------------------------------
