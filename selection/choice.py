@@ -192,7 +192,9 @@ class Choice:
         if self.kind == "mp":
             act = dtype_name(self.config.act_type)
             if act in ("int8", "float8_e4m3fn"):
-                return [f"  activations are rounded to {act}, then multiplied in 16 bits"]
+                as_such = getattr(self.kernel.backing, "op", None) == "w4a8_mm"
+                how = "and multiplied as such" if as_such else "then multiplied in 16 bits"
+                return [f"  activations are rounded to {act}, {how}"]
         quantizes = getattr(self.kernel, "quantizes_activations", True)
         if self.kind in ("fp8", "fp8_block") and not quantizes:
             return ["  weight-only: activations stay 16-bit"]

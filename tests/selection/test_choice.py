@@ -238,3 +238,12 @@ def test_fp8_formats_that_no_8_bit_product_takes_are_served_weight_only():
         choice = choose_kernel(config, device=device, quiet=True)
         assert choice.kernel is selection.XlaW8A16FP8ScaledMMLinearKernel
         assert "not 128x128 blocks" in choice.rejected[-1].reason
+
+
+@pytest.mark.parametrize(
+    ("device", "how"), [("h200", "and multiplied as such"), ("a100", "then multiplied in 16 bits")]
+)
+def test_what_becomes_of_fp8_activations_of_int4_weights_is_said(device, how):
+    config = selection.scheme("w4a8-fp8").config(4096, 4096)
+    text = selection.choose_kernel(config, kind="mp", device=device).explain(16)
+    assert f"activations are rounded to float8_e4m3fn, {how}" in text
