@@ -193,15 +193,16 @@ def test_one_launch_and_nothing_else_runs():
 def test_every_candidate_of_some_shapes_lowers():
     """Every config that tuning can choose goes through Mosaic's lowering, not the chosen alone."""
     seen = set()
-    for m in (16, 200):
-        p = problem(m, 2048, 2048, E4M3)
+    rows, block = {}, {"scales": ("group", "block")}
+    for m, scales in ((16, rows), (200, rows), (48, block), (600, block)):
+        p = problem(m, 2048, 2048, E4M3, **scales)
         for config in tuning.candidates(p, H200):
-            family = dataclasses.replace(config, stages=2, panel=1)
+            family = dataclasses.replace(config, stages=2, panel=1), p.x_scale
             if family in seen or config.cluster > 2 or config.cluster_n > 1:
                 continue
             seen.add(family)
             assert "mosaic_gpu" in lower(p, config)
-    assert len(seen) > 10
+    assert len(seen) > 20
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,13 @@ def test_short_kernels_overlap_their_launch_and_long_ones_do_not():
     assert not tuning.choose(problem(4096, 8192, 4096), H200).overlap
 
 
+EARLY = dict(overlap=True, weights_first=True)
+
+
+def block(m, n, k):
+    return problem(m, n, k, E4M3, scales=BLOCK)
+
+
 # (problem, config, measured us): NVIDIA H200, 2026-11-22, CUDA-graph replay, weights from memory.
 MEASURED = [
     (problem(16, 4096, 4096, E4M3), Config(16, 64, 16, True, warpgroups=1, overlap=True), 5.75),
@@ -105,6 +112,12 @@ MEASURED = [
     (problem(1024, 6144, 4096, E4M3), Config(128, 192, 4), 36.5),
     (problem(1024, 6144, 4096, E4M3), Config(128, 256, 4), 45.1),
     (problem(4096, 8192, 4096, E4M3), Config(128, 256, 4, cluster_m=2), 173.2),
+    (block(64, 8192, 8192), Config(64, 64, 13, warpgroups=1, **EARLY), 18.4),
+    (block(128, 8192, 8192), Config(128, 64, 8, **EARLY), 21.5),
+    (block(256, 28672, 4096), Config(128, 160, 5), 58.1),
+    (block(512, 4096, 14336), Config(128, 128, 6), 48.1),
+    (block(1024, 4096, 14336), Config(256, 128, 4), 89.5),
+    (block(4096, 8192, 8192), Config(256, 128, 4), 418.5),
 ]
 
 
