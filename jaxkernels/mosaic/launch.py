@@ -25,8 +25,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic.interpret import is_interpreting
 
-# Whether a product's x is being quantized: part of the key of every cache of traces.
+# Whether a product's x is being quantized, or has just been: parts of the key of every cache of
+# traces.
 _quantizing_x = jax.make_user_context(default_value=False)
+_after_quantization = jax.make_user_context(default_value=False)
 
 
 def wait_for_previous_kernel(next_may_start: bool = True) -> None:
@@ -55,6 +57,16 @@ def quantizing_x():
 def is_quantizing_x() -> bool:
     """Whether what is traced now quantizes a product's x."""
     return _quantizing_x.value
+
+
+def after_quantization():
+    """A context for tracing the product of an x that the kernel just ahead quantizes."""
+    return _after_quantization(True)
+
+
+def is_after_quantization() -> bool:
+    """Whether the product that is traced now comes right after the quantization of its x."""
+    return _after_quantization.value
 
 
 def prefetch(source) -> None:

@@ -29,7 +29,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic.cluster import exchange_outputs, exchange_scratch
 from jaxkernels.mosaic.device import trace_device
-from jaxkernels.mosaic.launch import wait_for_previous_kernel
+from jaxkernels.mosaic.launch import is_after_quantization, wait_for_previous_kernel
 from jaxkernels.mosaic.smem import swizzled
 from jaxkernels.problem import (
     Device,
@@ -86,7 +86,8 @@ def default_config(problem: ScaledMMProblem, device: Device) -> Config:
     """The config that tables and the cost model choose for this problem on this device."""
     from jaxkernels.tuning import scaled_mm as tuning
 
-    return tuning.choose(problem, device)
+    config = tuning.choose(problem, device)
+    return tuning.after_quantization(problem, config) if is_after_quantization() else config
 
 
 def configs(problem: ScaledMMProblem, device: Device) -> tuple[Config, ...]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxkernels import checks
 from jaxkernels.gradient import linear_vjp
-from jaxkernels.mosaic.launch import quantizing_x
+from jaxkernels.mosaic.launch import after_quantization, quantizing_x
 from jaxkernels.quantize.op import quantize_fp8, quantize_fp8_group, quantize_int8
 from jaxkernels.quantized import QuantizedTensor
 from jaxkernels.scalar_types import scalar_types
@@ -126,16 +126,17 @@ def _linear(static, x, w, bias, given):
             q, x_scale, azp = quantize_int8(x, x_scale, azp, symmetric=activation == "int8")
             if is_static and azp_adj is not None:
                 azp = None  # which azp_adj holds already: a call multiplies nothing
-    return scaled_mm(
-        q,
-        w,
-        x_scale,
-        bias=bias,
-        azp=azp,
-        azp_adj=azp_adj,
-        out_dtype=out_dtype,
-        implementation=implementation,
-    )
+    with after_quantization():
+        return scaled_mm(
+            q,
+            w,
+            x_scale,
+            bias=bias,
+            azp=azp,
+            azp_adj=azp_adj,
+            out_dtype=out_dtype,
+            implementation=implementation,
+        )
 
 
 def _linear_fwd(static, x, w, bias, given):

@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """`w8a8_linear` on Hopper's kernels: two launches, of which the first lets the second start."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,9 @@ from jaxkernels.mosaic import launch
 from jaxkernels.mosaic.compile import lower_program, make_ir_context
 from jaxkernels.mosaic.device import abstract_mesh
 from jaxkernels.mosaic.interpret import interpreted
+from jaxkernels.problem import DEVICES, QuantizeProblem, ScaledMMProblem
+from jaxkernels.quantize import hopper as quantization
+from jaxkernels.scaled_mm import hopper
 
 
 @pytest.mark.parametrize("activation", ["int8", "int8-asym", "fp8", "fp8-tensor"])
@@ -69,3 +74,21 @@ def test_traces_of_both_kinds_are_kept_apart():
         codes.trace(struct)
     codes.trace(struct)
     assert seen == [False, True]
+
+
+@pytest.mark.parametrize("m, n, k, early", [(16, 4096, 4096, False), (16, 28672, 4096, True)])
+def test_weights_come_early_behind_a_quantization_only_where_they_are_large(m, n, k, early):
+    e4m3 = "float8_e4m3fn"
+    problem = ScaledMMProblem(m, n, k, e4m3, e4m3, "bfloat16", "token", "channel")
+    alone = hopper.default_config(problem, DEVICES["h200"])
+    with launch.after_quantization():
+        behind = hopper.default_config(problem, DEVICES["h200"])
+    assert behind == dataclasses.replace(alone, weights_first=early)
+
+
+def test_rows_ahead_of_a_product_are_kept_apart():
+    """Blocks of many threads, so that few fit beside those of the product before."""
+    problem = QuantizeProblem(16, 4096, "bfloat16", "int8", "token")
+    assert quantization.default_config(problem, DEVICES["h200"]).warpgroups == 1
+    with launch.quantizing_x():
+        assert quantization.default_config(problem, DEVICES["h200"]).warpgroups == 8
