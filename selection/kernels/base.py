@@ -38,9 +38,9 @@ name. A kernel instance hands ``process_weights_after_loading`` and ``apply_weig
 ``kernel`` is the instance, so the runtime reads
 
 * ``kernel.config`` (dtypes in it are whatever the caller gave: use ``selection.dtype_name``),
-* ``kernel.backing.op`` ("scaled_mm", "mixed_mm" or "w4a8_mm") and ``kernel.backing.implementations``
-  (pass to the op as ``implementation=``, after ``kernel.available_implementations()`` dropped the
-  names that do not exist in this version),
+* ``kernel.backing.op`` ("scaled_mm", "mixed_mm" or "w4a8_mm") and
+  ``kernel.backing.implementations`` (pass to the op as ``implementation=``, after
+  ``kernel.available_implementations()`` dropped the names that do not exist in this version),
 * ``kernel.family``, ``kernel.quantizes_activations``, ``kernel.weight_layout``,
 * the parameter names: ``kernel.layer_param_names`` (int8, fp8), ``kernel.w_q_name``,
   ``w_s_name``, ``w_zp_name``, ``w_gidx_name`` (mp), or ``kernel._get_layer_params(layer)`` /
