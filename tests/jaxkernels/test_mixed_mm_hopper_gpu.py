@@ -46,56 +46,50 @@ def same_bits(a, b):
     np.testing.assert_array_equal(a.view(np.uint16), np.ascontiguousarray(b).view(np.uint16))
 
 
-# A config of each kernel for each dtype; and where the scale may go on the sum, one more.
-ON_WEIGHT = {
-    "bfloat16": (DecodeConfig(16, 2, 2, 128, 2, 2, "weight"), PrefillConfig(256, 2, 64, 3, 2)),
-    "float16": (DecodeConfig(64, 2, 1, 128, 2, 1, "weight"), PrefillConfig(128, 2, 64, 3)),
-}
-ON_SUM = {
-    "bfloat16": DecodeConfig(64, 2, 1, 128, 2),
-    "float16": DecodeConfig(16, 2, 2, 128, 2, 2),
-}
+# Two paths of each kernel; every case meets both kernels and both dtypes.
+DECODE = (DecodeConfig(16, 2, 2, 128, 2, 2, "weight"), DecodeConfig(64, 2, 1, 128, 2, 1, "weight"))
+PREFILL = (PrefillConfig(256, 2, 64, 3, 2), PrefillConfig(128, 2, 64, 3))
+ON_SUM = (DecodeConfig(64, 2, 1, 128, 2), DecodeConfig(16, 2, 2, 128, 2, 2))
+DTYPES = ("bfloat16", "float16")
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("dtype", ON_WEIGHT)
-def test_one_hot_rows_recover_each_weight_bit_for_bit(rng, case, dtype):
+def check_one_hot(w, dtype, config):
+    x = jnp.eye(w.shape[1], dtype=dtype)
+    got = mixed_mm(x, prepare(w), implementation="hopper", config=config)
+    same_values(got, recovered(w, dtype, getattr(config, "scale_on", "weight")).T)
+
+
+@pytest.mark.parametrize("i, case", enumerate(CASES), ids=str)
+def test_one_hot_rows_recover_each_weight_bit_for_bit(rng, i, case):
     """Every type with every kind of scale, over every code, by both kernels."""
     n, k = 200, 480 if case.group in (16, 32) else 512  # of small groups, half a tile at the end
-    w = random_weight(rng, case, n, k, dtype)
-    prepared, x = prepare(w), jnp.eye(k, dtype=dtype)
-    for config in ON_WEIGHT[dtype] + (() if case.group in (16, 32) else (ON_SUM[dtype],)):
-        got = mixed_mm(x, prepared, implementation="hopper", config=config)
-        same_values(got, recovered(w, dtype, getattr(config, "scale_on", "weight")).T)
+    for j, dtype in enumerate(DTYPES):
+        w = random_weight(rng, case, n, k, dtype)
+        check_one_hot(w, dtype, (DECODE, PREFILL)[(i + j) % 2][i // 2 % 2])
+        if case.group not in (16, 32) and j == i // 2 % 2:
+            check_one_hot(w, dtype, ON_SUM[i % 2])
+
+
+@pytest.mark.parametrize("i, case", enumerate(SHARDED), ids=str)
+def test_a_shard_of_act_order(rng, i, case):
+    dtype = DTYPES[i % 2]
+    check_one_hot(random_shard(rng, case, 200, 512, dtype), dtype, DECODE[i // 2 % 2])
 
 
 @pytest.mark.parametrize(
-    "case",
-    [c for c in CASES if c.group == 32 and c.scale in ("activation", "float8_e8m0fnu")],
+    "i, case",
+    enumerate(c for c in CASES if c.group == 32 and c.scale in ("activation", "float8_e8m0fnu")),
     ids=str,
 )
-def test_scales_far_from_one(rng, case):
+def test_scales_far_from_one(rng, i, case):
     """bfloat16 leaves powers of two out of weights and puts them on the sum: nothing is lost."""
-    n, k = 64, 256
-    w = random_weight(rng, case, n, k, "bfloat16")
+    w = random_weight(rng, case, 64, 256)
     codes = jnp.asarray(rng.integers(127 - 54, 127 + 54, w.scale.shape, dtype=np.uint8))
     powers = jax.lax.bitcast_convert_type(codes, jnp.float8_e8m0fnu)
     if w.scale.dtype != powers.dtype:
         powers = (powers.astype(jnp.float32) * 1.25).astype(w.scale.dtype)
-    w = dataclasses.replace(w, scale=powers)
-    for config in ON_WEIGHT["bfloat16"]:
-        got = mixed_mm(jnp.eye(k, dtype=jnp.bfloat16), prepare(w), config=config)
-        same_values(got, recovered(w, "bfloat16", "weight").T)
-
-
-@pytest.mark.parametrize("case", SHARDED, ids=str)
-def test_a_shard_of_act_order(rng, case):
-    n, k = 200, 512
-    for dtype in (jnp.bfloat16, jnp.float16):
-        w = random_shard(rng, case, n, k, dtype)
-        prepared, x = prepare(w), jnp.eye(k, dtype=dtype)
-        got = mixed_mm(x, prepared, implementation="hopper")
-        same_values(got, recovered(w, dtype, "weight").T)
+    config = (DECODE, PREFILL)[i % 2][i // 2 % 2]
+    check_one_hot(dataclasses.replace(w, scale=powers), "bfloat16", config)
 
 
 def tile_by_ptx(words, fmt, dtype, zeros, scales, scales_are):
