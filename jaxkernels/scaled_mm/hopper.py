@@ -15,8 +15,9 @@ runs on from one output tile to the next. One warpgroup loads, the others multip
 Small M swaps the operands: w fills wgmma's 64 rows and x is the narrow side, and the tile is
 transposed on its way out. With `split_k` the blocks of a cluster share a tile, each with a part
 of K, and sum it through distributed shared memory in a fixed order. With `cluster_m`/`cluster_n`
-neighbours share loads by multicast. Block-scaled problems start a new accumulator every 128 of K
-and add it, scaled, into float32 registers: Hopper's own fp8 accumulator keeps about 14 bits.
+neighbours share loads by multicast. A launch that overlaps the kernel ahead may load w before that
+one has ended (`mosaic.launch` says why it may). Block-scaled problems start a product every 128 of
+K and add it, scaled, into float32 registers: `hopper_scaled`.
 """
 
 from __future__ import annotations
