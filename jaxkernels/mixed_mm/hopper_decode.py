@@ -36,7 +36,7 @@ from jaxkernels.mixed_mm.scales import Scales
 from jaxkernels.mosaic import convert
 from jaxkernels.mosaic.cluster import exchange_outputs, exchange_scratch, sum_over_cluster
 from jaxkernels.mosaic.convert import TILE
-from jaxkernels.mosaic.launch import prefetch, wait_for_previous_kernel
+from jaxkernels.mosaic.launch import wait_for_previous_kernel
 from jaxkernels.mosaic.smem import matrix, swizzled, window
 from jaxkernels.problem import MixedMMOperands, MixedMMProblem
 
@@ -55,10 +55,8 @@ class DecodeConfig:
       stages: slots of the pipeline, a power of two.
       split_k: blocks of a cluster that share K: 1, 2, 4 or 8.
       scale_on: "accumulator" or "weight", see the module's docstring.
-      cluster_n: blocks of a cluster with adjacent rows of w; each reads a part of x for all.
       overlap: start while the kernel ahead on the stream still runs: the first stages of weights
         come meanwhile, and its results are waited for before x is read.
-      prefetch: how many further stages of weights come as far as the L2 cache meanwhile.
     """
 
     tile_m: int = 16
@@ -69,8 +67,6 @@ class DecodeConfig:
     split_k: int = 1
     scale_on: str = "accumulator"
     overlap: bool = True
-    cluster_n: int = 1
-    prefetch: int = 0
 
 
 def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeConfig) -> jax.Array:
@@ -93,8 +89,7 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
     # Tiles that share an accumulator; with scales off the accumulator, all of them do.
     chain = min(group // TILE, own) if grouped and not on_weight else own
     steps = -(-k // (c.tile_k * c.split_k))  # the last may reach past K: TMA reads zeros there
-    blocks = (-(-n // (tile_n * c.cluster_n)), -(-m // c.tile_m))
-    multicast = "rows" if c.cluster_n > 1 else None  # the axis of the blocks that share x
+    blocks = (-(-n // tile_n), -(-m // c.tile_m))
     slices = min(c.split_k, c.tile_m // 8)  # of the tile; as many blocks of a cluster finish one
     width = c.tile_m // slices
 
@@ -107,15 +102,12 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
 
     def scratch():
         copies = 1 + tiles + grouped + (grouped and zeros)
-        released = {"num_arrivals": warpgroups, "num_barriers": c.stages}
         smem = dict(
             w=plgpu.SMEM((c.stages, c.wg_n, tiles * fmt.bits, convert.LANES), jnp.int32),
             x=swizzled((c.stages, tiles), c.tile_m, dtype),
             out=swizzled((c.wg_n,), width, out_dtype),
             full=plgpu.Barrier(num_arrivals=copies, num_barriers=c.stages),
-            empty=plgpu.ClusterBarrier(collective_axes=(multicast,), **released)
-            if multicast
-            else plgpu.Barrier(**released),
+            empty=plgpu.Barrier(num_arrivals=warpgroups, num_barriers=c.stages),
             fragment=convert.scratch_type(warpgroups, dtype),
         )
         if grouped:
@@ -136,10 +128,7 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
     def body(gmem, smem):
         warpgroup = lax.axis_index("wg")
         rank = lax.axis_index("k")
-        block = lax.axis_index("n")
-        if multicast:
-            block = block * c.cluster_n + lax.axis_index(multicast)
-        row_tile = block * c.wg_n
+        row_tile = lax.axis_index("n") * c.wg_n
         m0 = lax.axis_index("m") * c.tile_m
 
         def _finish(total, wn, wk, own_row_tile):
@@ -166,7 +155,7 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
                     axis="k",
                     size=c.split_k,
                     parts=slices,
-                    cluster=block * blocks[1] + lax.axis_index("m"),
+                    cluster=lax.axis_index("n") * blocks[1] + lax.axis_index("m"),
                     warpgroup=wn,
                     scratch=smem["exchange"],
                     outputs=(gmem["board"],) if "board" in gmem else (),
@@ -188,17 +177,13 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
 
         @pl.when(warpgroup == warpgroups)
         def _memory():
-            rows = pl.ds(row_tile, c.wg_n)
-
-            def words_of_stage(i):
-                first = (rank * steps + i) * (tiles * fmt.bits)
-                return gmem["w"].at[rows, pl.ds(first, tiles * fmt.bits)]
-
             def load_weights(i, _=None):
                 slot = i & (c.stages - 1)
                 k_step = rank * steps + i
                 full = smem["full"].at[slot]
-                plgpu.copy_gmem_to_smem(words_of_stage(i), smem["w"].at[slot], full)
+                rows = pl.ds(row_tile, c.wg_n)
+                words = pl.ds(k_step * (tiles * fmt.bits), tiles * fmt.bits)
+                plgpu.copy_gmem_to_smem(gmem["w"].at[rows, words], smem["w"].at[slot], full)
                 if grouped:
                     spans = {"scale": scales.span} | ({"zero": group} if zeros else {})
                     for name, span in spans.items():
@@ -212,8 +197,7 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
                     columns = pl.ds((rank * steps + i) * c.tile_k + t * TILE, TILE)
                     source = gmem["x"].at[pl.ds(m0, c.tile_m), columns]
                     target = window(smem["x"].at[slot, t])
-                    full = smem["full"].at[slot]
-                    plgpu.copy_gmem_to_smem(source, target, full, collective_axes=multicast)
+                    plgpu.copy_gmem_to_smem(source, target, smem["full"].at[slot])
 
             def load(i, _):
                 @pl.when(i >= c.stages)
@@ -228,8 +212,6 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
             ahead = min(c.stages, steps) if c.overlap else 0
             lax.fori_loop(0, ahead, load_weights, None)
             if c.overlap:
-                until = min(ahead + c.prefetch, steps)
-                lax.fori_loop(ahead, until, lambda i, _: prefetch(words_of_stage(i)), None)
                 wait_for_previous_kernel()
             lax.fori_loop(0, ahead, load_x, None)
             if problem.bias:
@@ -288,15 +270,15 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
 
     outs = [jax.ShapeDtypeStruct((m, n), out_dtype)]
     if c.split_k > 1:
-        clusters = blocks[0] * blocks[1] * c.cluster_n
+        clusters = blocks[0] * blocks[1]
         outs += exchange_outputs(clusters, c.split_k, c.wg_n, TILE, c.tile_m, jnp.float32)
     call = plgpu.kernel(
         kernel,
         out_type=outs,
         grid=blocks,
         grid_names=("n", "m"),
-        cluster=(c.split_k, c.cluster_n) if multicast else (c.split_k,),
-        cluster_names=("k", multicast) if multicast else ("k",),
+        cluster=(c.split_k,),
+        cluster_names=("k",),
         num_threads=warpgroups + 1,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(

@@ -61,27 +61,23 @@ BOUNDED = {
     ),
     "decode, K split over warpgroups and blocks, with bias": (
         (9, 72, 512, 64, True),
-        DecodeConfig(16, wg_n=1, wg_k=2, tile_k=128, stages=2, split_k=2, overlap=True),
+        DecodeConfig(16, wg_n=1, wg_k=2, tile_k=128, stages=2, split_k=2),
     ),
     "decode, K not in whole stages": (
         (8, 64, 160, 32, False),
-        DecodeConfig(tile_m=8, wg_n=1, tile_k=128, stages=4, scale_on="weight", overlap=True),
+        DecodeConfig(tile_m=8, wg_n=1, tile_k=128, stages=4, scale_on="weight"),
     ),
     "decode, two tiles of x": (
         (20, 64, 128, -1, True),
         DecodeConfig(tile_m=16, wg_n=1, tile_k=64, stages=2),
     ),
-    "decode, x shared by a cluster that splits K too": (
-        (13, 200, 512, 64, True),
-        DecodeConfig(16, 1, 1, 128, 2, split_k=2, overlap=True, cluster_n=2),
-    ),
     "prefill, more tiles than blocks, with bias": (
         (70, 200, 128, 64, True),
-        PrefillConfig(tile_m=64, wg_n=1, stages=3, overlap=True),
+        PrefillConfig(tile_m=64, wg_n=1, stages=3),
     ),
     "prefill, x shared by a cluster": (
         (70, 400, 128, 128, True),
-        PrefillConfig(tile_m=64, wg_n=2, stages=3, cluster_n=2, overlap=True),
+        PrefillConfig(tile_m=64, wg_n=2, stages=3, cluster_n=2),
     ),
 }
 

@@ -58,11 +58,11 @@ def lower(p: MixedMMProblem, config) -> str:
 # Every weight type meets both kernels, and each feature of a config appears.
 FAMILIES = [
     (DecodeConfig(16, 4, 1, 256, 4), dict(m=16)),
-    (DecodeConfig(16, 6, 1, 64, 4, split_k=2, prefetch=8), dict(m=16)),
+    (DecodeConfig(16, 6, 1, 64, 4, split_k=2), dict(m=16)),
     (DecodeConfig(8, 1, 4, 512, 2, split_k=2), dict(m=1)),
     (DecodeConfig(64, 2, 1, 128, 2, scale_on="weight"), dict(m=64, group=32)),
     (DecodeConfig(32, 2, 2, 128, 2, split_k=4), dict(m=20, group=64, bias=True)),
-    (DecodeConfig(64, 2, 1, 128, 4, 2, "weight", overlap=False, cluster_n=2), dict(m=64)),
+    (DecodeConfig(64, 2, 1, 128, 4, 2, "weight", overlap=False), dict(m=64)),
     (DecodeConfig(16, 2, 1, 128, 4), dict(m=16, group=-1, dtype="float16")),
     (PrefillConfig(256, 2, 64, 4, 2), dict(m=300)),
     (PrefillConfig(128, 3, 64, 4, overlap=False), dict(m=300, group=32, dtype="float16")),
@@ -109,8 +109,10 @@ def test_every_measured_config_is_legal_and_chosen():
     entries = tuning._table(H200.name)
     assert entries
     for key, entry in entries.items():
-        bits, group, m, n, k = re.fullmatch(r"w(\d) g(k|\d+) m(\d+) n(\d+) k(\d+)", key).groups()
-        kind = scalar_types.uint4b8 if bits == "4" else scalar_types.uint8b128
+        parts = re.fullmatch(r"w(\dz?) g(k|\d+) m(\d+) n(\d+) k(\d+)", key).groups()
+        bits, group, m, n, k = parts
+        kind = {"4": "uint4b8", "4z": "uint4", "8": "uint8b128", "8z": "uint8"}[bits]
+        kind = getattr(scalar_types, kind)
         p = problem(int(m), int(n), int(k), kind, -1 if group == "k" else int(group))
         assert tuning.table_key(p) == key
         chosen = tuning.choose(p, H200)
