@@ -67,9 +67,3 @@ def after_quantization():
 def is_after_quantization() -> bool:
     """Whether the product that is traced now comes right after the quantization of its x."""
     return _after_quantization.value
-
-
-def prefetch(source) -> None:
-    """Asks for a slice of global memory to be brought into the L2 cache; waits for nothing."""
-    if not is_interpreting():
-        plgpu.async_prefetch(source)

@@ -213,9 +213,9 @@ class Estimate:
     total: float
 
 
-# Fitted to 313 measurements of 101 problems on one H200 (132 SMs), 2026-11-22, of which the model's
-# pick was 1.8% over the best measured config on average and 7% at most. W4A16 bf16 groups of 128: 16
-# x 28672 x 4096 18.8 us, M=64 26.7, M=128 44.4; 16 x 4096 x 4096 5.2; 4096 x 28672 x 4096 1146.
+# Fitted to 313 measurements of 101 problems on one H200 (132 SMs), 2026-11-22: the model's pick was
+# 1.8% over the best config on average, 7% at most. W4A16 bf16 groups of 128: 16 x 28672 x 4096 18.8
+# us, M=64 26.7, M=128 44.4; 16 x 4096 x 4096 5.2; 4096 x 28672 x 4096 1146.
 _CLOCK = 1.79e3  # cycles a microsecond
 _START = 2.83  # microseconds: launch, first bytes, last store
 _OVERLAP = 0.67  # of them under the launch ahead ...
