@@ -9,7 +9,8 @@ memory. Weights lie in fragment order (mixed_mm/prepare.py), so a thread's 16-by
 are its fragment. A block covers wg_n * 64 rows of w and tile_m rows of x; wg_k warpgroups share
 each stage's K, and split_k blocks of a cluster share the whole K. Every sum has a fixed order.
 
-    memory warpgroup   | wait empty[s] | TMA: w, x, scales, zeros -> slot s, full[s] |  ...
+    memory warpgroup   | w, scales, zeros of the first slots | wait for the kernel ahead | their x |
+                       | wait empty[s] | TMA: w, x, scales, zeros -> slot s, full[s] |  ...
     compute warpgroups | wait full[s] | words -> registers -> fragment | wgmma | ... | empty[s]
                          (the fragment of tile t + 1 is converted while tile t multiplies)
     then               | partial sums: other warpgroups (shared memory), other blocks (cluster) |
@@ -18,7 +19,7 @@ each stage's K, and split_k blocks of a cluster share the whole K. Every sum has
 scale_on says where a group's scale goes. "accumulator": on the float32 partial sum of each group,
 weights stay exact. "weight": on the converted weights, each product rounded once to x's dtype (as
 Marlin and Machete do); needed for groups of 16 and 32, and it keeps one accumulator, so wgmma never
-drains. With one scale for the whole K it always goes on the final sum (see `scales`).
+drains. It costs nothing in bfloat16, but a product each with zero points (`convert`). With one scale for the whole K it always goes on the final sum (see `scales`).
 """
 
 from __future__ import annotations

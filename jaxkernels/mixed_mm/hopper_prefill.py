@@ -8,7 +8,8 @@ computed transposed: weights are wgmma's A operand, from registers, x^T is its B
 memory. Weights lie in fragment order (mixed_mm/prepare.py), the same as for few rows. Blocks stay
 and walk over output tiles of wg_n * 64 rows of w by tile_m rows of x.
 
-    memory warpgroup   | wait free[s] | TMA: w, x, scales, zeros -> slot s, full[s] | next tile ...
+    memory warpgroup   | w, scales, zeros of the first slots | wait for the kernel ahead | their x |
+                       | wait free[s] | TMA: w, x, scales, zeros -> slot s, full[s] | next tile ...
     compute warpgroups | full[s]: words, convert | wgmma ------------------------> |
                        |            full[s + 1]: words, convert | free[s] | wgmma ---------> |
                        | after K: scale, bias, round, transpose through shared memory, TMA |
