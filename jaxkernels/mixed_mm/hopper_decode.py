@@ -19,7 +19,8 @@ each stage's K, and split_k blocks of a cluster share the whole K. Every sum has
 scale_on says where a group's scale goes. "accumulator": on the float32 partial sum of each group,
 weights stay exact. "weight": on the converted weights, each product rounded once to x's dtype (as
 Marlin and Machete do); needed for groups of 16 and 32, and it keeps one accumulator, so wgmma never
-drains. It costs nothing in bfloat16, but a product each with zero points (`convert`). With one scale for the whole K it always goes on the final sum (see `scales`).
+drains. It costs nothing in bfloat16, but a product each with zero points (`convert`). With one
+scale for the whole K it always goes on the final sum (see `scales`).
 """
 
 from __future__ import annotations
