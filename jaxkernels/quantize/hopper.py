@@ -123,15 +123,17 @@ def _sharing(problem: QuantizeProblem, device: Device) -> int:
         return 1
     if row_bytes > MAX_ROW_BYTES:
         return MAX_SHARED
-    if is_quantizing_x():
-        return max(1, min(8 * device.num_sms // problem.m, MAX_SHARED))
+    if is_quantizing_x():  # zero points need more registers: more warpgroups only cost
+        most = MAX_SHARED if problem.symmetric else 4
+        return max(1, min(8 * device.num_sms // problem.m, most))
     return 2 if row_bytes >= 16 << 10 and problem.m <= 1024 else 1
 
 
 def configs(problem: QuantizeProblem, device: Device) -> tuple[Config, ...]:
     """The configs worth trying: runs, or where the run is a row, warpgroups that share it."""
     if problem.scale == "token":
-        return tuple(Config(4096, n) for n in (1, 2, 4, MAX_SHARED))
+        fewest = MAX_SHARED if problem.k * problem.x_bytes > MAX_ROW_BYTES else 1
+        return tuple(Config(4096, n) for n in (1, 2, 4, MAX_SHARED) if n >= fewest)
     return tuple(Config(run) for run in (1024, 2048, 4096, 8192))
 
 
