@@ -165,6 +165,25 @@ def test_full_shapes_with_the_tuned_config(rng, m, shape):
     assert jnp.abs(got - exact).max() <= allowed
 
 
+@pytest.mark.parametrize("m", [16, 300])
+def test_layers_that_overlap_read_finished_results(rng, m):
+    """Each starts under the one ahead, whose result it reads: bit for bit what waiting gives."""
+    layers = [prepare(weight(rng, scalar_types.uint4b8, 2048, 2048, 128)) for _ in range(3)] * 4
+    x = jnp.asarray(rng.normal(size=(m, 2048)) / 8, jnp.bfloat16)
+
+    def chain(x, layers):
+        for w in layers:
+            x = mixed_mm(x, w, implementation="hopper")
+        return x
+
+    one, expected = jax.jit(lambda x, w: mixed_mm(x, w, implementation="hopper")), x
+    for w in layers:
+        expected = jax.block_until_ready(one(expected, w))
+    overlapped = jax.jit(chain)
+    for _ in range(5):
+        same_bits(overlapped(x, layers), expected)
+
+
 # Marlin's own grid upstream: rows of x, tiles of 64 or 256 rows of w, blocks of 128 of K.
 GRID = [(1, 1, 1), (1, 4, 8), (26, 37, 13), (257, 13, 11)]
 FLOATS = {
