@@ -31,6 +31,7 @@ _FRAGMENTS = 32  # registers of two converted tiles, one multiplying and one bei
 _OTHER = 40  # words, addresses, scales, counters of the prefill kernel
 _DECODE_OTHER = 16  # of the decode kernel
 _MAX_CLUSTER = 8  # the portable limit
+_FEW_ROWS = 512  # of x, for which the decode kernel is a candidate
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -173,7 +174,10 @@ def candidates(problem: MixedMMProblem, device: Device) -> tuple[Config, ...]:
             wanted.append(PrefillConfig(tile_m, wg_n, 64, 3, cluster_n))
         wanted += [PrefillConfig(128, 2, 128, 3, cluster_n) for cluster_n in (1, 2)]
     deep = (variant for config in wanted for variant in _depths(p, config, device))
-    return tuple(dict.fromkeys(config for config in deep if legal(p, config, device)))
+    found = tuple(dict.fromkeys(config for config in deep if legal(p, config, device)))
+    if p.m > _FEW_ROWS:  # a block for every tile of x pays no longer
+        found = tuple(c for c in found if isinstance(c, PrefillConfig)) or found
+    return found
 
 
 def _depths(problem: MixedMMProblem, config: Config, device: Device) -> list[Config]:
@@ -213,33 +217,34 @@ class Estimate:
     total: float
 
 
-# Fitted to 313 measurements of 101 problems on one H200 (132 SMs), 2026-11-22: the model's pick was
-# 1.8% over the best config on average, 7% at most. W4A16 bf16 groups of 128: 16 x 28672 x 4096 18.8
-# us, M=64 26.7, M=128 44.4; 16 x 4096 x 4096 5.2; 4096 x 28672 x 4096 1146.
+# Fitted to 488 measurements of 129 problems on one H200 (132 SMs), 2026-11-22: the model's pick was
+# 1.1% over the best config tried on average, 10% at most. W4A16 bf16 groups of 128: 16 x 28672 x
+# 4096 18.8 us, M=64 26.7, M=128 44.4; 16 x 4096 x 4096 5.2; 4096 x 28672 x 4096 1146.
 _CLOCK = 1.79e3  # cycles a microsecond
-_START = 2.83  # microseconds: launch, first bytes, last store
-_OVERLAP = 0.67  # of them under the launch ahead ...
-_EARLY = 0.35  # ... and more where two blocks fit on an SM
-_AGAIN = 2.57  # microseconds to fill the pipeline of a further block on an SM
-_L2_BYTES = 1.18e7  # bytes a microsecond, all SMs together
-_DECODE_TILE = 104.0  # cycles of an SM for a tile of 64 x 64 weights by no columns of x ...
+_START = 2.86  # microseconds: launch, first bytes, last store
+_OVERLAP = 0.762  # of them under the launch ahead ...
+_EARLY = 0.3  # ... and more where two blocks fit on an SM
+_AGAIN = 2.58  # microseconds to fill the pipeline of a further block on an SM
+_L2_BYTES = 1.19e7  # bytes a microsecond, all SMs together
+_DECODE_TILE = 109.0  # cycles of an SM for a tile of 64 x 64 weights by no columns of x ...
 _DECODE_COLUMN = 1.01  # ... and for each column
-_EIGHT_BITS = 1.08  # times as much for 8-bit weights
-_ON_WEIGHT = 1.24  # cycles more for each group of a tile with scales on the weights ...
-_ZEROS_ON_WEIGHT = 20.5  # ... and where zero points keep scale and conversion apart
-_DRAIN = 21.3  # cycles more at the end of a stage with scales on accumulators ...
-_ON_ACCUMULATOR = 0.968  # cycles more for each column over 32: registers run short
+_EIGHT_BITS = 1.17  # times as much for 8-bit weights
+_ON_WEIGHT = 0.714  # cycles more for each group of a tile with scales on the weights ...
+_ZEROS_ON_WEIGHT = 19.1  # ... and where zero points keep scale and conversion apart
+_DRAIN = 10.9  # cycles more at the end of a stage with scales on accumulators ...
+_ON_ACCUMULATOR = 0.597  # cycles more for each column over 32: registers run short
 _SHORT = {1: 1.27, 2: 0.993}  # times slower with so few tiles of a stage a warpgroup
-_SHALLOW = 1.16  # times slower with two stages ...
-_SHALLOWEST = 1.71  # ... where one sum frees a stage only in the next
-_FEW_WARPS = 1.15  # times slower with fewer than 4 compute warpgroups on an SM
-_PREFILL_COLUMN = 1.65  # cycles of an SM for a column of a tile of 64 x 64 weights ...
-_PREFILL_TILE = 178.0  # ... and for the tile, shared by the block's warpgroups
+_SHALLOW = 1.14  # times slower with two stages ...
+_SHALLOWEST = 1.62  # ... where one sum frees a stage only in the next
+_FEW_WARPS = 1.08  # times slower with fewer than 4 compute warpgroups on an SM
+_PREFILL_COLUMN = 1.73  # cycles of an SM for a column of a tile of 64 x 64 weights ...
+_PREFILL_TILE = 188.0  # ... and for the tile, shared by the block's warpgroups
 _ALONE = 1.02  # times slower where each block of a long launch reads all of its x ...
-_PAIRED = 1.06  # ... and where blocks that wait for each other have one or two tiles each
-_EPILOGUE = 0.0134  # microseconds a column of a prefill tile
-_SPLIT = 0.913  # microseconds of a sum over a cluster of 2, and of each doubling
-_HALVES = 0.261  # microseconds of a sum over warpgroups
+_PAIRED = 1.03  # ... and where blocks that wait for each other have one or two tiles each
+_EPILOGUE = 0.0089  # microseconds a column of a prefill tile
+_SPLIT = 0.945  # microseconds of a sum over a cluster of 2, and of each doubling
+_SPLIT_TILE = 0.0883  # ... and for each 64 columns of each warpgroup's tile
+_HALVES = 0.323  # microseconds of a sum over warpgroups
 _CLUSTERED = {1: 1.0, 2: 1.0, 4: 0.85, 8: 0.7}  # of the SMs run clusters of so many blocks
 
 
@@ -271,7 +276,8 @@ def estimate(problem: MixedMMProblem, config: Config, device: Device) -> Estimat
     total = _START - _OVERLAP * c.overlap + max(memory, l2, compute) + again
     if decode:
         total -= _EARLY * (c.overlap and _resident(p, c, device) > 1 and again == 0.0)
-        total += _SPLIT * (split.bit_length() - 1) + _HALVES * (c.wg_k > 1)
+        sums = _SPLIT + _SPLIT_TILE * c.wg_n * c.tile_m / TILE
+        total += sums * (split.bit_length() - 1) + _HALVES * (c.wg_k > 1)
     return Estimate(memory, l2, compute, total)
 
 
