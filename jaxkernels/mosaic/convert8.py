@@ -27,7 +27,9 @@ which is what makes this work:
 
 So 8 codes take 9 instructions for any 16 values: 4 PRMT, 2 XOR, a shift, and 2 complements, which
 are multiply-adds (w * -1 - 1) for the sake of the pipe they run on: the logic pipe, at half the
-issue rate, is what limits a conversion.
+issue rate, is what limits a conversion. (16 x 28672 x 4096: 18.9 us; with the complements and the
+tables made on the logic pipe 20.8; by fp16 products and the hardware's conversion to e4m3, without
+tables, 20.3; int8 16.4. 2026-11-22, one H200.)
 
 The tables hold each code times the row's group scale, rounded once to e4m3 (as upstream's lookup
 tables do). The products 1..8 of a row are made by two threads, four each, with the hardware's

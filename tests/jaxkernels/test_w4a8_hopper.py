@@ -4,6 +4,8 @@
 
 import dataclasses
 import itertools
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -167,6 +169,19 @@ def test_every_supported_shape_has_a_legal_config(kind):
         p = problem(m, n, k, kind, bias=True)
         assert hopper_w4a8.supports(p, H200), hopper_w4a8.supports(p, H200).reasons
         assert tuning.legal(p, tuning.choose(p, H200), H200)
+
+
+def test_the_measured_table_is_legal_and_wins():
+    tables = pathlib.Path(tuning.__file__).parent / "tables"
+    entries = json.loads((tables / "w4a8_nvidia_h200.json").read_text())["entries"]
+    for key, entry in entries.items():
+        kind, m, n, k = (part.lstrip("mnk") for part in key.split())
+        p = problem(int(m), int(n), int(k), kind)
+        config = W4A8Config(**entry["config"])
+        assert tuning.table_key(p) == key and tuning.legal(p, config, H200)
+        assert tuning.choose(p, H200) == config
+        # The model is not far off: within a third of what was measured.
+        assert 0.66 < tuning.estimate(p, config, H200).total / entry["us"] < 1.5, key
 
 
 @pytest.mark.parametrize("kind", cases.DTYPES)
