@@ -177,7 +177,7 @@ def wrap_parts() -> list[dict]:
     import jax
     import jax.numpy as jnp
 
-    from torch_bridge import dlpack, to_jax, wrap
+    from torch_bridge import dlpack, streams, to_jax, wrap
 
     def f(a):
         return jnp.tanh(a) * 2
@@ -185,11 +185,11 @@ def wrap_parts() -> list[dict]:
     x = torch.randn(16, 1024, device="cuda")
     device, wrapped, jitted, array = x.device, wrap(f), jax.jit(f), to_jax(x)
     result = jitted(array)
-    stream = dlpack._joined_stream(device)
+    stream = streams.joined_stream(device)
     parts = {
         "wrap(f)(x)": lambda: wrapped(x),
         "jax.jit(f)(array)": lambda: jitted(array),
-        "JAX waits for torch's stream": lambda: dlpack._joined_stream(device),
+        "JAX waits for torch's stream": lambda: streams.joined_stream(device),
         "tensor to array": lambda: dlpack._pass(x, stream),
         "array to tensor, torch waits": lambda: dlpack._returning(result, device),
         "torch.tanh(x) * 2": lambda: torch.tanh(x) * 2,

@@ -46,7 +46,7 @@ HARDWARE_QUESTIONS = {
 }
 # The bridge may ask which device a tensor that it was given lies on, and what that device is.
 DEVICE_OF_A_TENSOR = {
-    "torch_bridge/dlpack.py": {"jax.local_devices"},
+    "torch_bridge/streams.py": {"jax.local_devices"},
     "torch_bridge/layouts.py": {"torch.cuda.get_device_capability"},
     "torch_bridge/disk.py": {"torch.cuda.get_device_properties"},
     "torch_bridge/launch.py": {"torch.cuda.get_device_properties", "torch.cuda.is_available"},

@@ -18,13 +18,8 @@ The rules, each with a test:
   leave a tensor alone while an array made of it is in use; `copy=True` gives memory of its own.
 """
 
-import atexit
 import contextlib
-import ctypes
 import functools
-import queue
-import threading
-import time
 import weakref
 
 import jax
@@ -32,6 +27,14 @@ import jax.numpy as jnp
 import torch
 
 from jaxkernels.mosaic import interop
+from torch_bridge.streams import (
+    is_first,
+    jax_device,
+    joined_stream,
+    reading_stream,
+    retired,
+    start_reaper,
+)
 
 __all__ = ["to_jax", "to_torch", "wrap"]
 
@@ -99,131 +102,21 @@ def to_jax(tensor: torch.Tensor, *, copy: bool | None = None) -> jax.Array:
                 f"on a {_ALIGNMENT}-byte boundary, so JAX needs a copy, and copy=False forbids it"
             )
         tensor = tensor.clone()
-    array = _share(tensor, _joined_stream(tensor.device))
+    array = _share(tensor, joined_stream(tensor.device))
     if tensor.is_cuda:
-        weakref.finalize(array, _retired.put, (array.device, tensor)).atexit = False
-        _start_reaper()
+        weakref.finalize(array, retired.put, (array.device, tensor)).atexit = False
+        start_reaper()
     return array
 
 
 def _share(tensor: torch.Tensor, stream: int | None) -> jax.Array:
     """The array of a compact, aligned tensor, which the caller keeps until JAX has read it.
 
-    `stream` is what `_joined_stream` gave for the tensor's device.
+    `stream` is what `joined_stream` gave for the tensor's device.
     """
     capsule = torch.utils.dlpack.to_dlpack(tensor)
     array = interop.from_capsule(capsule, jax_device(tensor.device), stream)
     return jax.dlpack.from_dlpack(tensor) if array is None else array
-
-
-_local = threading.local()
-
-
-def _joined_stream(device: torch.device) -> int | None:
-    """A stream of JAX's that waits for torch's current one; JAX takes readiness from no other.
-
-    None on a CPU. One for all tensors of a call, and one event for all calls of a thread: a wait
-    is for the event's last record, and between a thread's record and wait no other thread's comes.
-    """
-    if device.type != "cuda":
-        return None
-    stream = jax_device(device).get_stream_for_external_ready_events()
-    events = _local.__dict__.setdefault("events", {})
-    event = events.get(device)
-    if event is None:
-        event = events[device] = torch.cuda.Event()
-    theirs = _external_stream(stream, device)
-    handle = torch._C._cuda_getCurrentRawStream(device.index)
-    event.record(_current_stream(handle, device))
-    event.wait(theirs)
-    readers = _readers.get(device, ())
-    if len(readers) > 1 or (readers and handle not in readers):
-        # What they have read by now may be given to somebody else from now on.
-        for other, reader in list(readers.items()):
-            if other != handle and not _captures(other):
-                readers.pop(other, None)  # first: who reads from here on is noted again
-                event.record(reader)
-                event.wait(theirs)
-    return stream
-
-
-# Streams that were given results of JAX. When a tensor over one goes, its memory is JAX's again at
-# once, while its stream may still have to read it: JAX's next work waits for all of these.
-_readers: dict[torch.device, dict[int, torch.cuda.Stream]] = {}
-
-
-def _reading_stream(device: torch.device) -> int:
-    """Torch's current stream, in DLPack's numbers, noted as one that reads what JAX has made."""
-    handle = torch._C._cuda_getCurrentRawStream(device.index)
-    readers = _readers.get(device)
-    if readers is None:
-        readers = _readers.setdefault(device, {})
-    if handle not in readers:
-        stream = _current_stream(handle, device)
-        if handle == 0 or stream.stream_id != handle:  # else not torch's own: it may go any time
-            readers[handle] = stream
-    return handle or 1  # torch's default stream is CUDA's legacy one, which DLPack calls 1
-
-
-def _captures(handle: int) -> bool:
-    """Whether a CUDA graph is being captured from a stream, or of all streams."""
-    status = ctypes.c_int()
-    driver = ctypes.CDLL("libcuda.so.1")
-    code = driver.cuStreamIsCapturing(ctypes.c_void_p(handle), ctypes.byref(status))
-    return code != 0 or status.value != 0
-
-
-@functools.lru_cache(256)
-def _current_stream(handle: int, device: torch.device) -> torch.cuda.Stream:
-    """Torch's current stream, whose handle this is; to ask for the object takes 4 us each time."""
-    return torch.cuda.current_stream(device)
-
-
-@functools.cache
-def _external_stream(handle: int, device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.ExternalStream(handle, device)
-
-
-# When an array over a tensor's memory goes, JAX may still be about to read it: its computations run
-# behind the host, and JAX gives the memory back at once. So the tensor is kept, and one thread lets
-# go of it when everything that JAX had been given by then is done. Likewise an array whose memory
-# torch is copying: it is kept until the copy is done.
-_retired: queue.SimpleQueue = queue.SimpleQueue()  # its put may be called from a finalizer
-
-
-@functools.cache
-def _start_reaper() -> None:
-    thread = threading.Thread(target=_reap, name="torch_bridge-reaper", daemon=True)
-    thread.start()
-
-    # A daemon thread that waits inside JAX while the interpreter goes takes the process with it.
-    def stop():
-        _retired.put(None)
-        thread.join(timeout=30)
-
-    atexit.register(stop)
-
-
-def _reap() -> None:
-    # What this thread asks of CUDA must not end a graph capture in another: mode 2 is "relaxed".
-    with contextlib.suppress(OSError):
-        mode = ctypes.byref(ctypes.c_int(2))
-        ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode(mode)
-    tick, zero = jax.jit(lambda x: x + 1), functools.cache(lambda d: jax.device_put(0, d))
-    stopping = False
-    while not stopping:
-        items = [_retired.get()]
-        while not _retired.empty():  # one wait for all that came meanwhile
-            items.append(_retired.get())
-        stopping = None in items
-        items = [item for item in items if item is not None]
-        for event in [after for after, _ in items if isinstance(after, torch.cuda.Event)]:
-            while not event.query():
-                time.sleep(0.0005)
-        # A device runs what it is given in order, so this is done when all before it is.
-        devices = {after for after, _ in items if not isinstance(after, torch.cuda.Event)}
-        jax.block_until_ready([tick(zero(device)) for device in devices])
-        items.clear()  # here and not at the next round, which may be long after
 
 
 def _is_compact(tensor: torch.Tensor) -> bool:
@@ -272,13 +165,13 @@ def to_torch(array: jax.Array, *, copy: bool | None = None) -> torch.Tensor:
         )
     tensor = torch.from_dlpack(array)
     if tensor.is_cuda:
-        _reading_stream(tensor.device)
+        reading_stream(tensor.device)
     if not copy:
         return tensor
     copied = tensor.clone()
     if copied.is_cuda:
-        _retired.put((torch.cuda.current_stream(copied.device).record_event(), array))
-        _start_reaper()
+        retired.put((torch.cuda.current_stream(copied.device).record_event(), array))
+        start_reaper()
     return copied
 
 
@@ -381,7 +274,7 @@ def _passing(leaves, device: torch.device) -> list:
 
     That orders the reuse of their memory, so nothing has to be kept as in `to_jax`.
     """
-    stream = _joined_stream(device)
+    stream = joined_stream(device)
     return [_pass(v, stream) if isinstance(v, torch.Tensor) else v for v in leaves]
 
 
@@ -402,7 +295,7 @@ def _pass(tensor: torch.Tensor, stream: int | None) -> jax.Array:
 
 def _returning(array: jax.Array, device: torch.device) -> torch.Tensor:
     """`to_torch` for the results of a call on one device."""
-    stream = _reading_stream(device) if device.type == "cuda" else None
+    stream = reading_stream(device) if device.type == "cuda" else None
     capsule = interop.to_capsule(array, stream)
     return to_torch(array) if capsule is None else torch.utils.dlpack.from_dlpack(capsule)
 
@@ -456,38 +349,11 @@ def _one_device(tensors):
     return device
 
 
-@functools.cache
-def jax_device(device: torch.device) -> jax.Device:
-    """The JAX device that is this torch device: on CUDA the one of the same local number.
-
-    Raises:
-      ValueError: JAX does not have it in this process.
-    """
-    index = 0 if device.type == "cpu" else device.index or 0
-    try:
-        candidates = jax.local_devices(backend=device.type)
-    except RuntimeError as e:
-        raise ValueError(
-            f"device: a tensor on {device} needs JAX's {device.type} backend, which is not here "
-            f"({e}); install jax[cuda13], and let JAX_PLATFORMS, if it is set, name {device.type}"
-        ) from None
-    for candidate in candidates:
-        if device.type == "cpu" or candidate.local_hardware_id == index:
-            return candidate
-    raise ValueError(f"device: JAX does not see {device}; it has {candidates}")
-
-
 def _on(device: torch.device):
     """Constants and scalars of the call go where its tensors are."""
-    if jax.config.jax_default_device is None and _is_first(device):
+    if jax.config.jax_default_device is None and is_first(device):
         return _NOTHING
     return jax.default_device(jax_device(device))
 
 
 _NOTHING = contextlib.nullcontext()
-
-
-@functools.cache
-def _is_first(device: torch.device) -> bool:
-    """Whether JAX uses this device when nobody says which; then nothing has to be said."""
-    return jax_device(device) == jax.local_devices()[0]

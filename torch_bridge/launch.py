@@ -14,10 +14,8 @@ CUDA graphs, obeys `torch.cuda.stream`, and never waits for the device.
 Where this JAX has no entry points for it, the same call goes through DLPack, with one warning.
 """
 
-import ctypes
 import functools
 import os
-import struct
 import threading
 import warnings
 from collections.abc import Callable
@@ -30,6 +28,7 @@ from jaxkernels.mosaic.binary import Binary, Unloadable
 from jaxkernels.mosaic.compile import NotDirect, lower_program
 from torch_bridge import disk
 from torch_bridge.dlpack import wrap
+from torch_bridge.generated import describe, enter_context, generate, torch_dtype, torch_shape
 
 __all__ = ["LaunchableKernel", "NotDirect", "compile_kernel", "direct_route", "trace_context"]
 
@@ -38,19 +37,6 @@ direct_route = mosaic_compile.direct_route
 # torch and JAX share a GPU in one process. JAX's habit of taking 75% of its memory at start would
 # starve torch, so unless the user or an earlier import of JAX has decided, JAX grows as it needs.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """torch's dtype for a numpy-style name; 4-bit types are torch.uint8, two elements a byte."""
-    return torch.uint8 if name in ("int4", "uint4") else getattr(torch, name)
-
-
-def _torch_shape(shape, dtype: str):
-    if dtype not in ("int4", "uint4"):
-        return tuple(shape)
-    if not shape or shape[-1] % 2:
-        raise NotDirect(f"a {dtype} array of shape {shape} has no whole bytes in its last row")
-    return (*shape[:-1], shape[-1] // 2)
 
 
 def trace_context(device: torch.device | None = None):
@@ -147,7 +133,6 @@ def warn_no_direct_route(reasons: tuple[str, ...]) -> None:
 _compiled: dict[tuple[str, int], tuple] = {}
 _binaries: dict[tuple[str, str], Binary] = {}  # by module and what it was compiled for
 _locks: dict[tuple[str, int], threading.Lock] = {}
-_thread = threading.local()
 
 
 def _load(call: mosaic_compile.KernelCall, index: int):
@@ -158,7 +143,7 @@ def _load(call: mosaic_compile.KernelCall, index: int):
     with _locks.setdefault((call.key, index), threading.Lock()), torch.cuda.device(index):
         found = _compiled.get((call.key, index))
         if found is None:
-            _enter_context(index)
+            enter_context(index)
             found = _compiled[call.key, index] = _load_or_compile(call, index)
     return found
 
@@ -177,24 +162,6 @@ def _load_or_compile(call: mosaic_compile.KernelCall, index: int):
         _binaries[here] = binary
         disk.store_kernel(call.key, index, binary)
     return function, host
-
-
-def _enter_context(index: int) -> None:
-    """Makes the device's primary context current in this thread, as CUDA's runtime would.
-
-    A thread that has made no runtime call yet has no current context, and the host function
-    launches through the driver, which wants one.
-    """
-    torch.cuda.init()
-    driver = ctypes.CDLL("libcuda.so.1")
-    context = ctypes.c_void_p()
-    if driver.cuCtxGetCurrent(ctypes.byref(context)) or not context.value:
-        code = driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), index)
-        code = code or driver.cuCtxSetCurrent(context)
-        if code:
-            raise RuntimeError(f"CUDA error {code} while entering the context of cuda:{index}")
-    ready = _thread.__dict__.setdefault("ready", set())
-    ready.add(index)
 
 
 class Misaligned(ValueError):
@@ -217,7 +184,7 @@ class LaunchableKernel:
     def __init__(self, program: mosaic_compile.Program):
         self.program = program
         self._specs = tuple(
-            (torch_dtype(dtype), _torch_shape(shape, dtype)) for shape, dtype in program.arguments
+            (torch_dtype(dtype), torch_shape(shape, dtype)) for shape, dtype in program.arguments
         )
         self._loaded: dict[int, list] = {}
         self._calls: dict[tuple, Callable] = {}
@@ -248,7 +215,7 @@ class LaunchableKernel:
                 raise ValueError("argument 0: these kernels run on a CUDA device, got a CPU tensor")
             if index not in self._loaded:
                 self._loaded[index] = [_load(k, index) for k in self.program.kernels]
-            call = self._calls[index, how] = _generate(self, index, how)
+            call = self._calls[index, how] = generate(self, index, how)
         return call
 
     def prepare(self, index: int) -> None:
@@ -272,7 +239,7 @@ class LaunchableKernel:
         for i, (tensor, o) in enumerate(zip(given, outputs, strict=True)):
             if self.program.buffers[o.buffer].kind != "result":
                 raise ValueError(f"out: output {i} is not written by a kernel")
-            dtype, shape = torch_dtype(o.dtype), _torch_shape(o.shape, o.dtype)
+            dtype, shape = torch_dtype(o.dtype), torch_shape(o.shape, o.dtype)
             if (
                 tensor.dtype is not dtype
                 or tensor.shape != shape
@@ -282,7 +249,7 @@ class LaunchableKernel:
             ):
                 raise ValueError(
                     f"out: output {i} must be a contiguous, 16-byte aligned {dtype} tensor of "
-                    f"shape {shape} on cuda:{index}, got {_describe(tensor)}"
+                    f"shape {shape} on cuda:{index}, got {describe(tensor)}"
                 )
         return given
 
@@ -297,7 +264,7 @@ class LaunchableKernel:
             ):
                 raise ValueError(
                     f"argument {i}: expected a contiguous {dtype} tensor of shape {shape} on "
-                    f"cuda:{index}, got {_describe(tensor)}"
+                    f"cuda:{index}, got {describe(tensor)}"
                 )
             if tensor.numel() and not tensor.data_ptr():
                 raise ValueError(f"argument {i}: its memory has been freed")
@@ -307,128 +274,3 @@ class LaunchableKernel:
                     f"storage offset {tensor.storage_offset()} does not; use .clone()"
                 )
         raise AssertionError("a check refused tensors that are fine")
-
-
-def _describe(tensor) -> str:
-    layout = "" if tensor.is_contiguous() else f", strides {tuple(tensor.stride())}"
-    return f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}{layout}"
-
-
-# What torch.compile's own generated code allocates with: a third of torch.empty's host time.
-_empty_strided = getattr(
-    getattr(torch._C._dynamo, "guards", None), "_empty_strided_cuda", None
-) or (lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device="cuda"))
-
-
-def _strides(shape) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
-
-
-def _generate(kernel: LaunchableKernel, index: int, how: str) -> Callable:
-    """The Python function of one call, straight-line: host time is most of a small kernel's cost.
-
-    For one kernel of two arguments and one result it reads
-
-        def call(a0, a1):
-            p0 = a0.data_ptr()
-            p1 = a1.data_ptr()
-            if (p0 | p1) & 15 or not (p0 and p1) or a0.dtype is not d0 or ...: refuse(index, a0, a1)
-            if current_device() != index: return elsewhere(a0, a1)
-            if index not in ready(): enter(index)
-            t2 = empty(shape2, strides2, dtype2)
-            h0(f0, stream(index), pack0(p0, p1, t2.data_ptr()))
-            return t2
-    """
-    program = kernel.program
-    names = {
-        "index": index,
-        "refuse": kernel._refuse,
-        "current_device": torch._C._cuda_getDevice,
-        "stream": torch._C._cuda_getCurrentRawStream,
-        "enter": _enter_context,
-        "local": _thread,
-        "empty": _empty_strided,
-        "full": torch.full,
-        "device": torch.device("cuda", index),
-        "unflatten": lambda outputs: jax.tree.unflatten(program.out_tree, outputs),
-    }
-    count = len(program.arguments)
-    arguments = [f"a{i}" for i in range(count)]
-    signature = ", ".join((["outs"] if how == "into" else []) + arguments)
-    lines = [f"p{i} = a{i}.data_ptr()" for i in range(count)]
-    wrong = [f"({' | '.join(f'p{i}' for i in range(count))}) & 15"]
-    there = [f"p{i}" for i, (_, shape) in enumerate(kernel._specs) if 0 not in shape]
-    if there:
-        wrong.append(f"not ({' and '.join(there)})")
-    if how != "trusted":
-        for i, (dtype, shape) in enumerate(kernel._specs):
-            names |= {f"d{i}": dtype, f"s{i}": shape}
-            wrong += [
-                f"a{i}.dtype is not d{i}",
-                f"a{i}.shape != s{i}",
-                f"a{i}.get_device() != index",
-                f"not a{i}.is_contiguous()",
-            ]
-    lines.append(f"if {' or '.join(wrong)}: refuse(index, {', '.join(arguments)})")
-    lines.append(f"if current_device() != index: return elsewhere({signature})")
-    lines.append("if index not in local.__dict__.get('ready', ()): enter(index)")
-    given = {o.buffer: i for i, o in enumerate(program.outputs)} if how == "into" else {}
-    as_output = {o.buffer: o for o in reversed(program.outputs)}
-    held = {}  # buffer -> the shape and dtype its tensor has
-    used = {i for k in program.kernels for i in k.buffers} | set(as_output)
-    for i, b in enumerate(program.buffers):
-        what = as_output.get(i, b)
-        dtype, shape = torch_dtype(what.dtype), _torch_shape(what.shape, what.dtype)
-        if b.kind == "argument":
-            held[i] = (kernel._specs[i][1], kernel._specs[i][0])
-            continue
-        if i not in used:
-            continue
-        held[i] = (shape, dtype)
-        names |= {f"d{i}_": dtype, f"s{i}_": shape, f"z{i}_": _strides(shape)}
-        if b.kind == "constant":
-            names[f"t{i}"] = torch.full(shape, b.fill, dtype=dtype, device=names["device"])
-        elif b.kind == "filled":
-            own = (torch_dtype(b.dtype), _torch_shape(b.shape, b.dtype))
-            names |= {f"d{i}_": own[0], f"s{i}_": own[1], f"v{i}": b.fill}
-            held[i] = (own[1], own[0])
-            lines.append(f"t{i} = full(s{i}_, v{i}, dtype=d{i}_, device=device)")
-        elif i in given:
-            lines.append(f"t{i} = outs[{given[i]}]")
-        else:
-            lines.append(f"t{i} = empty(s{i}_, z{i}_, d{i}_)")
-    lines.append("where = stream(index)")
-    for j, (call, (function, host)) in enumerate(
-        zip(program.kernels, kernel._loaded[index], strict=True)
-    ):
-        # The array of pointers as bytes: a third of the time that a ctypes array takes.
-        pack = struct.Struct(f"{len(call.buffers)}Q").pack
-        names |= {f"f{j}": function, f"h{j}": host, f"pack{j}": pack}
-        pointers = (f"p{i}" if i < count else f"t{i}.data_ptr()" for i in call.buffers)
-        lines.append(f"h{j}(f{j}, where, pack{j}({', '.join(pointers)}))")
-    results = []
-    for j, o in enumerate(program.outputs):
-        shape, dtype = _torch_shape(o.shape, o.dtype), torch_dtype(o.dtype)
-        name = f"a{o.buffer}" if o.buffer < count else f"t{o.buffer}"
-        if held[o.buffer] != (shape, dtype):
-            names |= {f"o{j}s": shape, f"o{j}d": dtype}
-            name = f"{name}.view(-1).view(o{j}d).view(o{j}s)"
-        results.append(name)
-    if program.out_tree == jax.tree.structure(0):
-        lines.append(f"return {results[0]}")
-    elif program.out_tree == jax.tree.structure((0,) * len(results)):
-        lines.append(f"return ({', '.join(results)},)")
-    else:
-        lines.append(f"return unflatten([{', '.join(results)}])")
-
-    def elsewhere(*everything):
-        with torch.cuda.device(index):
-            return names["call"](*everything)
-
-    names["elsewhere"] = elsewhere
-    exec(f"def call({signature}):\n" + "".join(f"    {line}\n" for line in lines), names)
-    return names["call"]

@@ -244,11 +244,11 @@ def test_either_import_order_works(order):
 
 KEEPING = """
 import time, weakref, jax, jax.numpy as jnp, torch
-from torch_bridge import dlpack
+from torch_bridge import streams
 
 def retire(array, tensor):  # as to_jax does for a CUDA tensor
-    weakref.finalize(array, dlpack._retired.put, (array.device, tensor)).atexit = False
-    dlpack._start_reaper()
+    weakref.finalize(array, streams.retired.put, (array.device, tensor)).atexit = False
+    streams.start_reaper()
 
 tensor, array = torch.ones(3), jnp.ones(3)
 alive = weakref.ref(tensor)

@@ -17,7 +17,7 @@ from jaxkernels.mixed_mm.prepare import prepare
 from jaxkernels.mosaic import compile as mosaic_compile
 from jaxkernels.mosaic.compile import NotDirect, lower_program
 from jaxkernels.problem import Support
-from torch_bridge import launch
+from torch_bridge import generated, launch
 from torch_bridge.launch import LaunchableKernel, compile_kernel, direct_route, trace_context
 
 M, N, K = 64, 128, 256
@@ -172,14 +172,14 @@ def test_what_a_call_hands_to_the_host_function(monkeypatch):
     kernel._loaded[0] = [(7, mosaic_compile._HOST_FUNCTION(host)) for _ in kernel.program.kernels]
     monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 9, raising=False)
-    monkeypatch.setattr(launch, "_empty_strided", lambda s, _, d: torch.empty(s, dtype=d))
-    monkeypatch.setattr(launch._thread, "ready", {0}, raising=False)
-    call = launch._generate(kernel, 0, "trusted")
+    monkeypatch.setattr(generated, "_empty_strided", lambda s, _, d: torch.empty(s, dtype=d))
+    monkeypatch.setattr(generated._thread, "ready", {0}, raising=False)
+    call = generated.generate(kernel, 0, "trusted")
     x = torch.ones(128)
     z, y = call(x)
     assert seen == [(7, 9, x.data_ptr(), y.data_ptr()), (7, 9, y.data_ptr(), z.data_ptr())]
     with pytest.raises(ValueError, match="argument 0: expected a contiguous.*on cuda:0"):
-        launch._generate(kernel, 0, "checked")(x)  # a CPU tensor
+        generated.generate(kernel, 0, "checked")(x)  # a CPU tensor
     assert len(seen) == 2
 
 
