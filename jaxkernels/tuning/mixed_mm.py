@@ -383,16 +383,7 @@ def choose(problem: MixedMMProblem, device: Device) -> Config:
 
 
 def explain(problem: MixedMMProblem, device: Device, count: int = 5) -> str:
-    """Why `choose` chooses what it does, with the model's best few: for people.
-
-    Example:
-      >>> from jaxkernels import scalar_types
-      >>> from jaxkernels.problem import DEVICES
-      >>> p = MixedMMProblem(16, 4096, 4096, scalar_types.uint4b8, "bfloat16", "bfloat16", 128,
-      ...                    "group", layout="hopper_fragment", scale_dtype="bfloat16")
-      >>> print(explain(p, DEVICES["h200"], count=1))
-      w4 g128 m16 n4096 k4096 on NVIDIA H200: ...
-    """
+    """Why `choose` chooses what it does, with the model's best few: for people."""
     chosen = choose(problem, device)
     source = "cost model" if _from_table(problem, device) is None else "measured table"
     lines = [f"{table_key(problem)} on {device.name}: {chosen} ({source})"]
