@@ -11,6 +11,7 @@ Each prints a table and keeps its numbers in `benchmarks/results/serving/DEVICE-
 """
 
 import contextlib
+import copy
 import json
 import os
 import statistics
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -60,7 +62,7 @@ def layer(recipe: str, n: int, k: int):
 # -- gaps -----------------------------------------------------------------------------------------
 
 
-def gaps(recipes) -> list[dict]:
+def gaps(recipes) -> Iterator[dict]:
     """For a graph of 64 layers at M = 16: the time between a kernel's end and the next's start.
 
     CUPTI's timestamps (torch.profiler) of one replay. A kernel that starts before the one ahead
@@ -68,10 +70,10 @@ def gaps(recipes) -> list[dict]:
     """
     from torch.profiler import ProfilerActivity, profile
 
-    rows = []
     for recipe in recipes:
         for n, k in GAP_SHAPES:
-            copies = [layer(recipe, n, k) for _ in range(timing.copies(n * k))]
+            first = layer(recipe, n, k)
+            copies = [first, *(copy.deepcopy(first) for _ in range(timing.copies(n * k) - 1))]
             x = torch.randn(16, k, device="cuda", dtype=torch.bfloat16)
             graph = torch.cuda.CUDAGraph()
             with alone(), torch.no_grad():
@@ -87,8 +89,7 @@ def gaps(recipes) -> list[dict]:
             on_device = [e for e in seen.events() if e.device_type.name == "CUDA"]
             spans = [(e.time_range.start, e.time_range.end) for e in on_device]
             row = {"recipe": recipe, "n": n, "k": k, "us_a_layer": us / LAYERS}
-            rows.append(row | between(spans))
-    return rows
+            yield row | between(spans)
 
 
 def between(spans) -> dict:
@@ -119,9 +120,8 @@ def replay_us(graph) -> float:
 # -- warmup ---------------------------------------------------------------------------------------
 
 
-def warmup(recipes) -> list[dict]:
+def warmup(recipes) -> Iterator[dict]:
     """Seconds of `torch_bridge.warmup(layer, 8192)`, in a new process each time."""
-    rows = []
     for recipe in recipes:
         for n, k in WARM_SHAPES:
             with tempfile.TemporaryDirectory() as folder:
@@ -129,20 +129,17 @@ def warmup(recipes) -> list[dict]:
                 files = list(Path(folder).rglob("*-*"))
                 size = sum(f.stat().st_size for f in files)
             cold, disk = runs
-            rows.append(
-                {
-                    "recipe": recipe,
-                    "n": n,
-                    "k": k,
-                    "variants": cold["variants"],
-                    "cold_s": cold["seconds"],
-                    "disk_s": disk["seconds"],
-                    "files": len(files),
-                    "megabytes": size / 1e6,
-                    "processors": len(os.sched_getaffinity(0)),
-                }
-            )
-    return rows
+            yield {
+                "recipe": recipe,
+                "n": n,
+                "k": k,
+                "variants": cold["variants"],
+                "cold_s": cold["seconds"],
+                "disk_s": disk["seconds"],
+                "files": len(files),
+                "megabytes": size / 1e6,
+                "processors": len(os.sched_getaffinity(0)),
+            }
 
 
 def one_process(recipe: str, n: int, k: int, folder: str) -> dict:
@@ -172,7 +169,7 @@ def cold(n: int, k: int, recipe: str) -> dict:
 # -- wrap -----------------------------------------------------------------------------------------
 
 
-def wrap_parts() -> list[dict]:
+def wrap_parts() -> Iterator[dict]:
     """Host microseconds of `wrap(f)(x)` and of what it is made of, for 16 x 1024 numbers."""
     import jax
     import jax.numpy as jnp
@@ -194,11 +191,10 @@ def wrap_parts() -> list[dict]:
         "array to tensor, torch waits": lambda: dlpack._returning(result, device),
         "torch.tanh(x) * 2": lambda: torch.tanh(x) * 2,
     }
-    rows = []
     for name, call in parts.items():
         with alone():
-            rows.append({"part": name, "us": timing.host_time(call, calls=100, batches=15)})
-    return rows
+            us = timing.host_time(call, calls=100, batches=15)
+        yield {"part": name, "us": us}
 
 
 def show(what: str, rows: list[dict]) -> None:
@@ -221,18 +217,19 @@ def main(argv) -> None:
         "warmup": lambda: warmup(FLAGS.recipes),
         "wrap": wrap_parts,
     }
-    rows = measures[what]()
-    show(what, rows)
-    device = torch.cuda.get_device_name().lower().replace("nvidia ", "").replace(" ", "-")
-    folder = Path(FLAGS.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    name = torch.cuda.get_device_name()
+    path = Path(FLAGS.out) / f"{name.lower().replace('nvidia ', '').replace(' ', '-')}-{what}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     header = {
-        "device": torch.cuda.get_device_name(),
+        "device": name,
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "command": f"python -m benchmarks.serving {what}",
     }
-    text = json.dumps({"header": header, "records": rows}, indent=1)
-    (folder / f"{device}-{what}.json").write_text(text + "\n")
+    rows = []
+    for row in measures[what]():
+        rows.append(row)  # a run that is cut off keeps what it has
+        path.write_text(json.dumps({"header": header, "records": rows}, indent=1) + "\n")
+    show(what, rows)
 
 
 if __name__ == "__main__":
