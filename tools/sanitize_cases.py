@@ -21,11 +21,14 @@ from torch import nn
 from jaxkernels import (
     dequantize,
     mixed_mm,
+    prepare_w4a8,
     quantize,
     quantize_fp8,
     quantize_fp8_group,
     quantize_int8,
     scalar_types,
+    split_scales,
+    w4a8_linear,
 )
 from jaxkernels.mixed_mm.prepare import prepare
 from torch_bridge import QuantLinear, compile_kernel
@@ -46,6 +49,7 @@ WEIGHTS = {
     "fp8-blocks": (scalar_types.float8_e4m3fn, 128, "block", (264, 448)),
     "int8-g16": (scalar_types.int8, 16, None, (264, 528)),
 }
+W4A8 = {"w4a8-fp8": split_scales, "w4a8-int8": lambda w: w}  # by the activations' type
 QUANTIZATIONS = {
     "quantize-int8": (
         lambda x, scale: quantize_int8(x),
@@ -95,6 +99,23 @@ def run_weights(kind, group: int, granularity: str | None, shape: tuple[int, int
     return 3
 
 
+def run_w4a8(family: str) -> int:
+    generator = np.random.default_rng(0)
+    values = jnp.asarray(generator.standard_normal((264, 640)), jnp.bfloat16)
+    weight = W4A8[family](quantize(values, scalar_types.int4, 128))
+    exact = np.asarray(dequantize(weight))
+    leaves, tree = jax.tree.flatten(prepare_w4a8(weight))
+    given = [to_torch(leaf) for leaf in leaves]
+    for rows in (1, 24, 192):
+        x = torch.randn(rows, 640, device="cuda", dtype=torch.bfloat16)
+        kernel = compile_kernel(lambda x, *w: w4a8_linear(x, tree.unflatten(w)), x, *given)
+        got = kernel(x, *given).float().cpu().numpy()
+        want = x.float().cpu().numpy() @ exact.T
+        error = np.linalg.norm(got - want) / np.linalg.norm(want)
+        assert error < 0.05, (family, rows, error)
+    return 3
+
+
 def run_quantization(family: str) -> int:
     shapes = [(3, 1408), (8, 1024)] if "group" in family else [(7, 1025), (3, 130), (8, 4096)]
     runs = 0
@@ -116,6 +137,8 @@ def main(family: str) -> None:
         runs = run_layer(recipe, n, k)
     elif family in WEIGHTS:
         runs = run_weights(*WEIGHTS[family])
+    elif family in W4A8:
+        runs = run_w4a8(family)
     else:
         runs = run_quantization(family)
     torch.cuda.synchronize()
@@ -123,7 +146,7 @@ def main(family: str) -> None:
 
 
 if __name__ == "__main__":
-    families = (*LAYERS, *WEIGHTS, *QUANTIZATIONS)
+    families = (*LAYERS, *WEIGHTS, *W4A8, *QUANTIZATIONS)
     if len(sys.argv) != 2 or sys.argv[1] not in families:
         sys.exit(f"usage: sanitize_cases.py {'|'.join(families)}")
     main(sys.argv[1])
