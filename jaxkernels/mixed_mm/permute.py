@@ -30,21 +30,22 @@ from jaxkernels.mosaic.rowreduce import THREADS, row_pieces
 
 MIN_COLUMNS = THREADS
 # From so many rows on, rows go through shared memory; a block's share of it, for several blocks on
-# an SM.
+# an SM; and how many rows it takes to give every SM several blocks of one more row each.
 STAGED_ROWS = 128
 STAGED_BYTES = 56 << 10
+SHARED_ROWS = 1024
 
 
 def rows_a_block(m: int, k: int) -> int:
     """How many rows share a block's indices: 0 where rows are read where they lie.
 
     Example:
-      >>> rows_a_block(16, 4096), rows_a_block(1024, 4096), rows_a_block(1024, 28672)
-      (0, 4, 1)
+      >>> rows_a_block(16, 4096), rows_a_block(256, 4096), rows_a_block(4096, 4096)
+      (0, 1, 4)
     """
     if m < STAGED_ROWS or 2 * k > STAGED_BYTES + 1024:
         return 0
-    return min(4, STAGED_BYTES // (2 * k) or 1)
+    return min(4, STAGED_BYTES // (2 * k) or 1, m // SHARED_ROWS or 1)
 
 
 def permute_columns(x: jax.Array, order: jax.Array) -> jax.Array:

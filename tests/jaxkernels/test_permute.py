@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkernels.mixed_mm import mixed_mm
+from jaxkernels.mixed_mm import mixed_mm, permute
 from jaxkernels.mixed_mm.permute import permute_columns, rows_a_block
 from jaxkernels.mixed_mm.prepare import prepare
 from jaxkernels.mosaic.compile import lower_program
@@ -38,6 +38,15 @@ def act_order_weight(rng, n, k, group):
 @pytest.mark.parametrize("m, k", SHAPES)
 def test_interpreted(rng, m, k, dtype):
     x, order = operands(rng, m, k, dtype)
+    with interpreted():
+        out = np.asarray(permute_columns(x, order))
+    np.testing.assert_array_equal(out, np.asarray(x)[:, np.asarray(order)])
+
+
+def test_rows_that_share_indices_interpreted(rng, monkeypatch):
+    monkeypatch.setattr(permute, "SHARED_ROWS", 32)  # as for thousands of rows
+    assert permute.rows_a_block(131, 256) == 4
+    x, order = operands(rng, 131, 256, "bfloat16")
     with interpreted():
         out = np.asarray(permute_columns(x, order))
     np.testing.assert_array_equal(out, np.asarray(x)[:, np.asarray(order)])
