@@ -219,7 +219,7 @@ class Plan:
 
         Two products of 64 x 128 and their sum are 192 registers, as many as two warpgroups have.
         """
-        return self.wg_rows == 64 and self.cols <= 128 and self.config.warpgroups <= 2
+        return self.wg_rows == 64 and self.cols <= 128
 
     @property
     def takes_turns(self) -> bool:
@@ -248,13 +248,8 @@ class Plan:
         """
         threads = self.config.warpgroups + 1
         pool = threads * (_REGISTERS // (threads * 128) // 8 * 8)
-        loading = 40 if threads < 4 else 24
+        loading = 40
         return loading, min((pool - loading) // self.config.warpgroups // 8 * 8, 240)
-
-    @property
-    def other_registers(self) -> int:
-        """What a multiplying thread needs besides accumulators, at least (found by compiling)."""
-        return 40 if self.config.warpgroups < 3 else 32
 
     def legal(self, device: Device) -> Support:
         """Whether this config computes this problem on this device, with every reason if not."""
@@ -302,7 +297,7 @@ class Plan:
                 f"block scales: 64 rows of w a warpgroup, got {self.wg_rows}",
             ),
             (
-                self.accumulator_registers + self.other_registers <= min(budget, 255),
+                self.accumulator_registers + 40 <= min(budget, 255),
                 f"{self.accumulator_registers} accumulator registers in a budget of {budget}",
             ),
             (smem <= device.smem_bytes, f"{smem} bytes of shared memory of {device.smem_bytes}"),

@@ -11,14 +11,16 @@ must have other work. Two ways, by what the registers hold:
     overlapped   two products of a warpgroup in flight: of a step, and of the one before
                  tensor core   | step 0 | step 1 | step 2 | ...
                  registers              |  + 0   |  + 1   | ...
-    in turns     one product a warpgroup, but more of them; others' run under its scaling
-                 tensor core   | wg 0, step 0 | wg 1, step 0 | wg 2, step 0 | wg 0, step 1 | ...
-                 wg 0          |              |     + 0      |              |              | + 1
+    in turns     one product a warpgroup, of larger tiles; the other's runs under its scaling
+                 tensor core   | wg 0, step 0 | wg 1, step 0 | wg 0, step 1 | ...
+                 wg 0          |              |     + 0      |              | + 1
 
 What bounds both is shared memory: a step of 128 x 128 moves 80 KiB through it (TMA writes each
 stage once, each product of 64 rows reads those and all columns), 640 clocks at 128 bytes each
-against 512 of the tensor core. Overlapped steps take 1.07 of that; 192 x 128 by three warpgroups
-moves 7% less for the same work, 256 x 128 10%, but it waits for its own scaling. (H200, 2026-11-22)
+against 512 of the tensor core. Overlapped steps take 1.03 of that, as far as any width was tried.
+256 x 128 moves 10% less for the same work and takes 1.08 of it; the warpgroups' own scaling is no
+longer quite hidden. Three warpgroups with 192 x 128 were no faster where they filled the GPU as
+well, nor were pairs of blocks that share loads, but with two tiles along M. (H200, 2026-11-22)
 
 A tile of w has one scale a step, or two where it reaches into the next 128 rows: its columns come
 in chunks that no edge of 128 divides.

@@ -8,8 +8,8 @@ bytes, last tile's epilogue), and rounds of tiles over the SMs, each as long as 
 its tensor cores, its L2 traffic and its share of the memory's bandwidth.
 
 Its constants were fitted on an H200 on 2026-11-22 to 190 timings of int8 and fp8, M = 1..4096, and
-300 of block-scaled fp8, of which it is 8% off (one standard deviation). A block-scaled step takes
-what it moves through shared memory, not what it multiplies: see `scaled_mm.hopper_scaled`.
+300 of block-scaled fp8, of which it is 6% to 8% off (one standard deviation). A block-scaled step
+takes what it moves through shared memory, not what it multiplies: see `scaled_mm.hopper_scaled`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,19 @@ _COOL_CLOCK = 1.9e9  # and with half of them
 _STEP_CLOCKS = 50  # of a stage, that are neither products nor hidden
 _SMEM_BYTES = 128  # that an SM's shared memory moves in a clock
 _SCALED_CLOCK = 1.7e9  # block-scaled products: what the two below were fitted at
-_OVERLAPPED = 1.02, 35  # a stage: times what shared memory moves, and clocks more,
-_IN_TURNS = 1.05, 150  # where a warpgroup's products wait for its scaling,
+_OVERLAPPED = 0.98, 35  # a stage: times what shared memory moves, and clocks more,
+_IN_TURNS = 0.97, 130  # where a warpgroup's products wait for its scaling,
 _COLUMN_SCALE = 0.6  # for each column, where x's scales lie along them
-_COUPLED, _APART = 1.03, 1.08  # a pair of blocks sharing w waits for both; not, it is read twice
+_COUPLED = 1.03  # where a pair of blocks shares w, and each waits for both;
+_APART, _APART_LOW = 1.08, 1.25  # not, w comes twice: in tiles of 128 rows, of 64
 _ROUND = 0.3e-6  # a further tile of a block: its epilogue, in part hidden,
 _ROUND_OF_OUTPUTS = 0.9e-6 / 2**15  # and more for each element of it
+_SCALED_OUTPUTS = 2e-6 / 2**15  # each element of each block-scaled tile
 _LAUNCH = 2.7e-6
 _OVERLAPPED_LAUNCH = 1.95e-6
 _EARLY_LAUNCH = 1.3e-6  # with the first stages of weights
-_OVERLAP_LIMIT = 70e-6  # of a kernel, below which it starts under the one ahead
+_OVERLAP_LIMIT = 70e-6  # of a kernel, below which it starts under the one ahead,
+_OVERLAP_LIMIT_OF_MANY_ROWS = 22e-6  # and with more than 128 rows, where longer ones lost by it
 _EARLY_WEIGHTS = 20e6  # bytes: fewer gained only with little else to load
 _EARLY_AFTER_QUANTIZATION = 100e6  # the same where x is quantized meanwhile, at most so many rows:
 _EARLY_ROWS = 128
@@ -117,14 +120,16 @@ def candidates(problem: ScaledMMProblem, device: Device) -> tuple[Config, ...]:
     found = []
     for shape, split, cluster_m in itertools.product(_shapes(problem), (1, 2, 4), (1, 2)):
         tile_m, tile_n, swap, wgs = shape
-        if cluster_m > 1 and (split > 1 or problem.m <= tile_m):
-            continue  # nothing to share
+        if cluster_m > 1 and (split > 1 or problem.m <= tile_m or tile_m < 128):
+            continue  # nothing to share, or little
         # Of block-scaled tiles a wave covers about as many rows of x as of w.
         panel = 2048 // (tile_m * cluster_m) if problem.x_scale == "group" and not swap else 16
         base = Config(tile_m, tile_n, 2, swap, split, cluster_m, warpgroups=wgs, panel=panel)
         deep = _deepest(problem, base, device)
         if deep is not None:
-            overlap = cost(problem, deep, device).total < _OVERLAP_LIMIT
+            few = problem.m <= 128 or problem.x_scale == "group"
+            limit = _OVERLAP_LIMIT if few else _OVERLAP_LIMIT_OF_MANY_ROWS
+            overlap = cost(problem, deep, device).total < limit
             early = overlap and _worth_early_weights(problem, deep, device)
             found.append(dataclasses.replace(deep, overlap=overlap, weights_first=early))
     return tuple(found)
@@ -149,7 +154,9 @@ def _shapes(problem: ScaledMMProblem) -> list[tuple[int, int, bool, int]]:
         return shapes + (upright if block and problem.m > 32 else [])
     shapes = [(128, n, False, 2) for n in range(32, 193 if block else 257, 32)]
     if block and problem.m > 128:
-        shapes += [(192, 128, False, 3), (256, 64, False, 2), (256, 128, False, 2)]
+        shapes += [(256, 64, False, 2), (256, 128, False, 2)]
+    if block and problem.m <= 256:
+        shapes += [(64, n, False, 1) for n in (64, 96, 128)]
     return shapes
 
 
@@ -186,7 +193,9 @@ def cost(problem: ScaledMMProblem, config: Config, device: Device) -> Cost:
             clocks += _COLUMN_SCALE * plan.cols
         elif c.cluster_m > 1:
             clocks *= _COUPLED
-        elif plan.m_groups == 2 and rounds == 1:
+        elif plan.m_groups == 2 and c.tile_m == 64:
+            clocks *= _APART_LOW
+        elif plan.m_groups == 2 and c.tile_m == 128 and rounds == 1:
             clocks *= _APART
     else:
         clocks = c.tile_m * c.tile_n * TILE_K / _MACS_PER_CLOCK + _STEP_CLOCKS
@@ -206,10 +215,17 @@ def cost(problem: ScaledMMProblem, config: Config, device: Device) -> Cost:
     memory = (tiles - last) * part / _lesser(slots * one, bandwidth)
     memory += last * part / _lesser(last * one, bandwidth)
 
-    early = c.weights_first and blocks > 0.6 * device.num_sms and (c.warpgroups == 1 or not c.swap)
+    # Early weights pay where they are many, or with few rows most of what a block loads.
+    pays = blocks > 0.6 * device.num_sms or (p.m <= 16 and 2 * c.stages >= plan.split_steps)
+    early = c.weights_first and pays and (c.warpgroups == 1 or not c.swap)
     launch = _EARLY_LAUNCH if early else _OVERLAPPED_LAUNCH if c.overlap else _LAUNCH
-    more = 0.0 if c.swap else _ROUND + _ROUND_OF_OUTPUTS * c.tile_m * c.tile_n
-    fixed = launch + (rounds - 1) * more
+    outputs = c.tile_m * c.tile_n
+    if plan.block_scaled:
+        fixed = launch + rounds * _SCALED_OUTPUTS * outputs
+    elif c.swap:
+        fixed = launch
+    else:
+        fixed = launch + (rounds - 1) * (_ROUND + _ROUND_OF_OUTPUTS * outputs)
     if c.split_k > 1:
         partial = c.tile_m * c.tile_n * 4
         fixed += rounds * (_EXCHANGE * (c.split_k - 1) + partial / _EXCHANGE_BANDWIDTH)

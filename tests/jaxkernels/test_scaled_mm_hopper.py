@@ -82,10 +82,6 @@ INTERPRETED = {
         problem(200, 136, 1024, E4M3, "float32", scales=("group", "block")),
         Config(256, 128, 2),
     ),
-    "block-three-warpgroups": (
-        problem(150, 136, 512, E4M3, scales=("group", "block")),
-        Config(192, 128, 2, warpgroups=3),
-    ),
     "block-odd-k": (
         problem(40, 136, 592, E5M2, w_dtype=E4M3, scales=("group", "block"), bias=True),
         Config(64, 96, 3, warpgroups=1),
