@@ -234,7 +234,8 @@ def _mixed(cell: Cell, config=None) -> Plan:
 
 
 def _w4a8(cell: Cell, config=None) -> Plan:
-    from jaxkernels import prepare_w4a8, w4a8_mm
+    from jaxkernels import w4a8_mm
+    from jaxkernels.mixed_mm import prepare_w4a8
     from jaxkernels.mixed_mm.w4a8 import IMPLEMENTATIONS
 
     m, n, k = cell.m, cell.n, cell.k

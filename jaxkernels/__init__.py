@@ -9,7 +9,6 @@ names that hold them are reached as `from jaxkernels.scaled_mm import ...`.
 from jaxkernels.explain import explain_choice
 from jaxkernels.mixed_mm import mixed_mm
 from jaxkernels.mixed_mm.prepare import prepare, unprepare
-from jaxkernels.mixed_mm.prepare_w4a8 import prepare_w4a8, split_scales
 from jaxkernels.mixed_mm.w4a8 import w4a8_linear, w4a8_mm
 from jaxkernels.quantize import quantize_fp8, quantize_fp8_group, quantize_int8
 from jaxkernels.quantized import GroupShape, QuantizedTensor, dequantize
@@ -25,14 +24,12 @@ __all__ = [
     "explain_choice",
     "mixed_mm",
     "prepare",
-    "prepare_w4a8",
     "quantize",
     "quantize_fp8",
     "quantize_fp8_group",
     "quantize_int8",
     "scalar_types",
     "scaled_mm",
-    "split_scales",
     "unprepare",
     "w4a8_linear",
     "w4a8_mm",

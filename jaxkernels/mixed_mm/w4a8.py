@@ -60,8 +60,8 @@ def w4a8_mm(
     Args:
       x: float8_e4m3fn or int8 [..., K]; leading dimensions are flattened to M. M = 0 works.
       w: a `QuantizedTensor` of int4 or uint4b8 without zero points, plain or prepared once
-        (`jaxkernels.prepare_w4a8`) for the Hopper kernel, which takes nothing else. For fp8 its
-        scales are those of `jaxkernels.split_scales`: f e4m3 and c float32; for int8 one level of
+        (`jaxkernels.mixed_mm: prepare_w4a8`) for the Hopper kernel, which takes nothing else. For fp8 its
+        scales are those of `split_scales`: f e4m3 and c float32; for int8 one level of
         16- or 32-bit scales.
       x_scale: float32, one number or [..., 1], one a row of x.
       bias: float [N] or [1, N].
@@ -96,7 +96,7 @@ def w4a8_mm(
         checks.bad_value("w", "scales per tensor, channel or group", w)
     fp8 = x.dtype == jnp.float8_e4m3fn
     if fp8 != (w.scale.dtype == jnp.float8_e4m3fn):
-        wanted = "e4m3 scales (jaxkernels.split_scales)" if fp8 else "16- or 32-bit scales"
+        wanted = "e4m3 scales (split_scales)" if fp8 else "16- or 32-bit scales"
         checks.bad_value("w", f"{wanted} for {x.dtype} activations", w)
     if x.ndim == 0 or x.shape[-1] != k or k == 0:
         checks.bad_value("x", f"[..., K] with w's K = {k}, at least 1", x)
@@ -148,7 +148,7 @@ def w4a8_linear(
     """`w4a8_mm(quantize(x), w) + bias`: a layer of 4-bit weights on 16-bit activations.
 
     Each row of x is quantized by its own largest value: to fp8 where w has e4m3 scales
-    (`jaxkernels.split_scales`), else to int8. The gradient is straight-through: that of
+    (`split_scales`), else to int8. The gradient is straight-through: that of
     `x @ dequantize(w).T + bias`.
 
     Precision: that of `quantize_fp8` or `quantize_int8`, then of `w4a8_mm`.
@@ -253,7 +253,7 @@ def fp8_weights(w: QuantizedTensor) -> jax.Array:
 
     Example:
       >>> from jaxkernels import quantize, scalar_types
-      >>> from jaxkernels.mixed_mm.prepare_w4a8 import split_scales
+      >>> from jaxkernels.mixed_mm import split_scales
       >>> w = split_scales(quantize(jnp.array([[7.0, 3.0]]), scalar_types.int4, 2))
       >>> float(w.scale[0, 0]), fp8_weights(w).tolist()
       (56.0, [[384.0, 160.0]])

@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 from jaxkernels import (
     dequantize,
     mixed_mm,
-    prepare_w4a8,
     quantize,
     quantize_fp8,
     quantize_int8,
-    split_scales,
     unprepare,
     w4a8_linear,
     w4a8_mm,
 )
+from jaxkernels.mixed_mm import prepare_w4a8, split_scales
 from jaxkernels.mixed_mm.w4a8 import fp8_weights
 from jaxkernels.mosaic import convert8
 from jaxkernels.quantized import GroupShape, QuantizedTensor, pack_nibbles

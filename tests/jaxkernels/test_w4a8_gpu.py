@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkernels import prepare_w4a8, w4a8_linear, w4a8_mm
+from jaxkernels import w4a8_linear, w4a8_mm
+from jaxkernels.mixed_mm import prepare_w4a8
 from jaxkernels.mixed_mm.hopper_w4a8 import W4A8Config
 
 from . import w4a8_cases as cases

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkernels import prepare_w4a8, w4a8_mm
-from jaxkernels.mixed_mm import hopper_w4a8
+from jaxkernels import w4a8_mm
+from jaxkernels.mixed_mm import hopper_w4a8, prepare_w4a8
 from jaxkernels.mixed_mm.hopper_w4a8 import W4A8Config
 from jaxkernels.mosaic.device import abstract_mesh
 from jaxkernels.mosaic.interpret import interpreted

@@ -15,7 +15,7 @@ DTYPES = {"fp8": jnp.float8_e4m3fn, "int8": jnp.int8}
 
 def random_weight(rng, kind, n, k, group=128, scalar_type=scalar_types.int4) -> QuantizedTensor:
     """A quantized normal weight; with fp8 its scales are split in two."""
-    from jaxkernels import split_scales
+    from jaxkernels.mixed_mm import split_scales
 
     w = quantize(jnp.asarray(rng.normal(size=(n, k)), jnp.bfloat16), scalar_type, group)
     return split_scales(w) if kind == "fp8" else w

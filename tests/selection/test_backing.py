@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import selection
-from jaxkernels import mixed_mm, prepare_w4a8, quantize, scaled_mm, split_scales, w4a8_mm
+from jaxkernels import mixed_mm, quantize, scaled_mm, w4a8_mm
+from jaxkernels.mixed_mm import prepare_w4a8, split_scales
 from jaxkernels.mixed_mm.prepare import prepare
 from jaxkernels.mosaic.interpret import interpreted
 from jaxkernels.problem import DEVICES, Device, MixedMMProblem, ScaledMMProblem, W4A8Problem
