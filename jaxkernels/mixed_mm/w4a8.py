@@ -60,9 +60,9 @@ def w4a8_mm(
     Args:
       x: float8_e4m3fn or int8 [..., K]; leading dimensions are flattened to M. M = 0 works.
       w: a `QuantizedTensor` of int4 or uint4b8 without zero points, plain or prepared once
-        (`jaxkernels.mixed_mm: prepare_w4a8`) for the Hopper kernel, which takes nothing else. For fp8 its
-        scales are those of `split_scales`: f e4m3 and c float32; for int8 one level of
-        16- or 32-bit scales.
+        (`prepare_w4a8`, of `jaxkernels.mixed_mm` like `split_scales`) for the Hopper kernel, which
+        takes nothing else. For fp8 its scales are those of `split_scales`: f e4m3 and c float32;
+        for int8 one level of 16- or 32-bit scales.
       x_scale: float32, one number or [..., 1], one a row of x.
       bias: float [N] or [1, N].
       out_dtype: bfloat16, float16 or float32.
