@@ -21,15 +21,14 @@ from torch import nn
 from jaxkernels import (
     dequantize,
     mixed_mm,
-    prepare_w4a8,
     quantize,
     quantize_fp8,
     quantize_fp8_group,
     quantize_int8,
     scalar_types,
-    split_scales,
     w4a8_linear,
 )
+from jaxkernels.mixed_mm import prepare_w4a8, split_scales
 from jaxkernels.mixed_mm.prepare import prepare
 from torch_bridge import QuantLinear, compile_kernel
 from torch_bridge.dlpack import to_torch

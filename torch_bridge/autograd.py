@@ -8,8 +8,9 @@ import jax
 import torch
 
 from jaxkernels.quantized import PLAIN, QuantizedTensor, dequantize
-from torch_bridge.dlpack import jax_device, to_jax, to_torch
+from torch_bridge.dlpack import to_jax, to_torch
 from torch_bridge.layouts import to_layout
+from torch_bridge.streams import working_on
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -20,7 +21,7 @@ def _dequantize(w, *, dtype):
 def dequantized(w: QuantizedTensor, dtype: torch.dtype) -> torch.Tensor:
     """The weight `[N, K]` as a torch tensor; w has torch leaves and any layout."""
     w = to_layout(w, PLAIN)
-    with jax.default_device(jax_device(w.data.device)):
+    with working_on(w.data.device):
         arrays = jax.tree.map(lambda t: to_jax(t.detach()), w)
         return to_torch(_dequantize(arrays, dtype=str(dtype).removeprefix("torch.")))
 

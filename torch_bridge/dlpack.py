@@ -31,6 +31,7 @@ from torch_bridge.streams import (
     is_first,
     jax_device,
     joined_stream,
+    keeps_current_device,
     reading_stream,
     retired,
     start_reaper,
@@ -49,6 +50,7 @@ _CROSSING = frozenset(
 )  # fmt: skip
 
 
+@keeps_current_device
 def to_jax(tensor: torch.Tensor, *, copy: bool | None = None) -> jax.Array:
     """A JAX array with a torch tensor's values, on the same device.
 
@@ -133,6 +135,7 @@ def _is_compact(tensor: torch.Tensor) -> bool:
     return True
 
 
+@keeps_current_device
 def to_torch(array: jax.Array, *, copy: bool | None = None) -> torch.Tensor:
     """A torch tensor with a JAX array's values, on the same device.
 
@@ -230,6 +233,7 @@ class _Wrapped:
         self.with_vjp = jax.jit(with_vjp, static_argnums=(0, 1)) if jit else with_vjp
         self.pull = maybe_jit(lambda pullback, cotangents: pullback(cotangents)[0])
 
+    @keeps_current_device
     def __call__(self, args, kwargs):
         leaves, treedef = jax.tree.flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -257,6 +261,7 @@ class _Wrapped:
             result.update(rest=rest, static=static.value)
             return [to_torch(f) for f in floats], pullback
 
+        @keeps_current_device
         def backward(pullback, gradients):
             with _on(device):
                 return [to_torch(g) for g in self.pull(pullback, _passing(gradients, device))]

@@ -11,8 +11,9 @@ from jaxkernels.mosaic.device import trace_device
 from jaxkernels.problem import MixedMMProblem, W4A8Problem
 from jaxkernels.quantized import PLAIN, QuantizedTensor
 from selection.problems import implementations_of
-from torch_bridge.dlpack import jax_device, to_jax, to_torch
+from torch_bridge.dlpack import to_jax, to_torch
 from torch_bridge.launch import trace_context
+from torch_bridge.streams import working_on
 
 
 def best_layout(w: QuantizedTensor, kernel: type, dtype: torch.dtype) -> str:
@@ -82,7 +83,7 @@ def to_layout(w: QuantizedTensor, layout: str) -> QuantizedTensor:
     """The weight (torch leaves) in another layout, in memory of torch's own."""
     if w.layout == layout:
         return w
-    with jax.default_device(jax_device(w.data.device)):
+    with working_on(w.data.device):
         arrays = jax.tree.map(lambda t: to_jax(t.detach()), w)
         changes = {PLAIN: unprepare, HOPPER_FRAGMENT: prepare, HOPPER_W4A8: prepare_w4a8}
         if layout not in changes:

@@ -12,9 +12,10 @@ from selection.choice import Choice
 from selection.recipes import Recipe, get_recipe, static_int8_scale
 from torch_bridge import autograd
 from torch_bridge import ops as _ops  # noqa: F401  (defines torch.ops.jaxkernels)
-from torch_bridge.dlpack import jax_device, to_jax, to_torch
+from torch_bridge.dlpack import to_jax, to_torch
 from torch_bridge.layouts import best_layout, to_layout
 from torch_bridge.runner import Operands, Runner, Scheme, runner_for
+from torch_bridge.streams import working_on
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -100,7 +101,7 @@ class QuantLinear(nn.Module):
                 "calibration data in quantize_"
             )
         weight = linear.weight.detach()
-        with jax.default_device(jax_device(weight.device)):
+        with working_on(weight.device):
             quantized = recipe.quantize(to_jax(weight))
             w = jax.tree.map(lambda a: to_torch(a, copy=True), quantized)
         x_scale = azp = None

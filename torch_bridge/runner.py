@@ -28,7 +28,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from jaxkernels import mixed_mm, quantize_fp8, quantize_int8, w4a8_linear, w8a8_linear
 from jaxkernels.quantized import QuantizedTensor
 from torch_bridge import launch
-from torch_bridge.dlpack import _passing, _returning, jax_device, to_jax
+from torch_bridge.dlpack import _passing, _returning, to_jax
+from torch_bridge.streams import working_on
 
 # At most a third of a padded batch is padding, and M up to 8192 needs 23 variants.
 BUCKETS = (
@@ -265,7 +266,6 @@ class _Jitted:
     def __init__(self, function, device: torch.device):
         self._function = jax.jit(function)
         self._where = device
-        self._device = jax_device(device)
 
     def __call__(self, x, *leaves):
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -273,6 +273,6 @@ class _Jitted:
                 "this layer runs through XLA and DLPack, which a CUDA graph cannot capture; the "
                 "warning at its first call says why it has no direct launch"
             )
-        with jax.default_device(self._device):
+        with working_on(self._where):
             [x] = _passing([x], self._where)
             return _returning(self._function(x, *map(_view, leaves)), self._where)

@@ -20,6 +20,44 @@ import jax
 import torch
 
 
+def keeps_current_device(function):
+    """`function`, after which torch's current device is what it was.
+
+    JAX leaves the device it worked on current in the thread that called it (0.11.2, seen with two
+    H200s on 2026-11-22), and torch takes what is current for its own choice.
+    """
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        before = _current_device()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _make_current(before)
+
+    return call
+
+
+@contextlib.contextmanager
+def working_on(device: torch.device):
+    """JAX works on this torch device by default; torch's current device stays what it was."""
+    before = _current_device()
+    try:
+        with jax.default_device(jax_device(device)):
+            yield
+    finally:
+        _make_current(before)
+
+
+def _current_device() -> int | None:
+    return torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+
+def _make_current(device: int | None) -> None:
+    if device is not None and torch.cuda.current_device() != device:
+        torch.cuda.set_device(device)
+
+
 @functools.cache
 def jax_device(device: torch.device) -> jax.Device:
     """The JAX device that is this torch device: on CUDA the one of the same local number.

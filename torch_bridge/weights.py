@@ -26,8 +26,9 @@ from jaxkernels.formats.fp8 import from_fp8, requantize_with_max_scale
 from jaxkernels.mixed_mm.prepare_w4a8 import split_scales
 from jaxkernels.quantized import GroupShape, QuantizedTensor
 from jaxkernels.scalar_types import scalar_types
-from torch_bridge.dlpack import jax_device, to_jax, to_torch
+from torch_bridge.dlpack import to_jax, to_torch
 from torch_bridge.runner import Operands
+from torch_bridge.streams import working_on
 
 _E4M3 = torch.float8_e4m3fn
 
@@ -64,7 +65,7 @@ def read(reader, kernel, layer) -> Operands:
     [device] = devices
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"layer: expected its parameters on a CPU or CUDA device, got {device}")
-    with jax.default_device(jax_device(device)):
+    with working_on(device):
         return _tensors(reader(kernel, layer))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from torch_bridge import to_jax, to_torch, wrap
+from torch_bridge import streams, to_jax, to_torch, wrap
 from torch_bridge.dlpack import jax_device
 
 DTYPES = [
@@ -374,3 +374,22 @@ def test_gpu_letting_go_does_not_disturb_a_capture():
                     arrays.clear()  # which hands the tensors to that thread
         graph.replay()
         assert x.tolist() == [150.0] * 8 and all((c == i).all() for c in copies)
+
+
+def test_torchs_current_device_stays_what_it_was(monkeypatch):
+    """As if there were two GPUs, and JAX left the one it worked on current."""
+    current = [0]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.__setitem__(0, device))
+
+    def leaves_another_current(x):
+        current[0] = 1
+        return x + 1
+
+    assert torch.equal(wrap(leaves_another_current, jit=False)(torch.zeros(3)), torch.ones(3))
+    assert current == [0]
+    with pytest.raises(ZeroDivisionError), streams.working_on(torch.device("cpu")):
+        current[0] = 1
+        raise ZeroDivisionError
+    assert current == [0]
