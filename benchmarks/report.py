@@ -232,31 +232,51 @@ def _own_best(record: dict) -> str:
 
 
 def readme_table(files: Sequence[tuple[dict, list[dict]]]) -> str:
-    """The Markdown table of README: one row a family, group and bucket of M."""
+    """The Markdown table of README: a row a family and group, a column a bucket of M.
+
+    A cell that several files have is the largest file's.
+    """
     if not files:
         return "No results yet: `make bench` on a GPU makes them."
+    records: dict[tuple, dict] = {}
+    for _, some in sorted(files, key=lambda file: -len(file[1])):
+        for r in some:
+            records.setdefault(key(r), r)
+    rows: dict[tuple, dict[str, dict]] = {}
+    for row in summary(sorted(records.values(), key=lambda r: list(FAMILIES).index(r["family"]))):
+        rows.setdefault((row["family"], _group(row["group"])), {})[row["where"]] = row
+    columns = [bucket(low) for low, _ in BUCKETS]
+    names = [c.replace("<=", " <= ").replace(">=", " >= ") for c in columns]
     lines = [
-        "| family | group | tokens | cells | best peer / ours (geometric mean) | worst cell "
-        "| share of the floor |",
-        "|---|---|---|---:|---:|---:|---:|",
+        f"| family | group | cells | {' | '.join(names)} |",
+        "|---|---|---:|" + "---:|" * len(columns),
     ]
-    for _, records in files:
-        for row in summary(records):
-            share = "-" if row["share"] is None else f"{100 * row['share']:.0f}%"
-            cells = f"{row['cells']}" + (f" ({row['failed']} failed)" if row["failed"] else "")
-            lines.append(
-                f"| {row['family']} | {_group(row['group'])} | {row['where']} | {cells} "
-                f"| {_number(row['ratio'])} | {_number(row['worst'])} | {share} |"
-            )
+    for (family, group), found in rows.items():
+        count, failed = (sum(r[what] for r in found.values()) for what in ("cells", "failed"))
+        cells = f"{count}" + (f" ({failed} failed)" if failed else "")
+        if "all" in found:  # conversions: whatever M
+            texts = [f"all: {_ratio(found['all'])}", *[""] * (len(columns) - 1)]
+        else:
+            texts = [_ratio(found[c]) if c in found else "" for c in columns]
+        lines.append(f"| {family} | {group} | {cells} | {' | '.join(texts)} |")
     lines.append("")
+    sources: dict[str, list[str]] = {}
     for head, _ in files:
         versions = ", ".join(f"{k} {v}" for k, v in head["versions"].items())
-        lines.append(
-            f"- {head['device']}, driver {head['driver']}, {head['date']}, commit "
-            f"{head['commit']}, {versions}: `{head['command']}`"
-            + (f". {head['note']}" if "note" in head else "")
-        )
+        day = head["date"].split()[0]
+        text = f"{head['device']}, driver {head['driver']}, {day}, commit {head['commit']}, "
+        note = f" ({head['note']})" if "note" in head else ""
+        sources.setdefault(f"- {text}{versions}{note}: ", []).append(f"`{head['command']}`")
+    lines += [source + ", ".join(commands) for source, commands in sources.items()]
     return "\n".join(lines)
+
+
+def _ratio(row: dict) -> str:
+    """The mean of ratios, and the worst in brackets where there are several."""
+    if row["ratio"] is None:
+        return "-"
+    several = row["cells"] - row["failed"] > 1
+    return _number(row["ratio"]) + (f" ({_number(row['worst'])})" if several else "")
 
 
 def write_readme(readme: Path, files: Sequence[tuple[dict, list[dict]]]) -> None:

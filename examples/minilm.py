@@ -18,12 +18,14 @@ which says nothing about the linear layers. In float64 no such bit reaches a cod
 sides can be held to each other.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +165,22 @@ def measure(side: Side, base: np.ndarray, pairs: int) -> None:
     }
 
 
+@contextlib.contextmanager
+def stopped_with_what_is_done(console: Console) -> Iterator[None]:
+    """Ctrl-C, or a time limit's SIGTERM, ends the block and not the program."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("INTERRUPTED: what follows is what was done by then", style="bold red")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run(
     corpus: minilm_corpus.Corpus,
     calibration_texts: Sequence[str],
@@ -174,7 +192,7 @@ def run(
     rest: str,
     console: Console,
 ) -> list[Result]:
-    """fp32 and each of `recipes`, on both sides."""
+    """fp32 and each of `recipes`, on both sides; interrupted, those that are done."""
     texts = [*corpus.queries, *corpus.documents]
 
     def batches_of(what):
@@ -184,12 +202,16 @@ def run(
 
     batches, calibration = batches_of(texts), batches_of(calibration_texts)
     rows = batches[0].ids.size
-    results = []
+    results: list[Result] = []
     columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+    with (
+        stopped_with_what_is_done(console),
+        Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress,
+    ):
         whole = progress.add_task("everything", total=2 * (1 + len(recipes)))
         for name in (BASE, *recipes):
             result, static_scales = Result(name), {}
+            results.append(result)
             for side_name in ("torch", "JAX"):
                 task = progress.add_task(f"{name}, {side_name}", total=len(batches))
                 begin = time.perf_counter()
@@ -218,13 +240,14 @@ def run(
                     result.sides[side_name] = side
                     console.print(
                         f"{name}, {side_name}: {len(texts)} texts, "
-                        f"{side.sentences_per_second:.0f} a second; "
+                        f"{side.sentences_per_second:.0f} a second, right one first "
+                        f"{100 * side.quality['top1']:.1f}%, mean cosine "
+                        f"{side.quality['mean_cosine']:.4f}; "
                         f"{time.perf_counter() - begin:.1f} s with compilation"
                     )
                 progress.remove_task(task)
                 progress.advance(whole)
-            results.append(result)
-    return results
+    return [result for result in results if result.sides or result.refused or result.failed]
 
 
 def checks(results: Sequence[Result], *, full: bool) -> list[tuple[bool, str]]:
@@ -369,6 +392,8 @@ def main(argv: Sequence[str]) -> int:
     path = Path(FLAGS.out) / "minilm.png"
     picture(results, path, len(corpus))
     verdicts = checks(results, full=FLAGS.full)
+    done = {result.recipe for result in results}
+    verdicts += [(False, f"{name}: not run") for name in FLAGS.recipes if name not in done]
     console.print(table(results))
     console.print(
         "MB: weights, scales and zero points of the encoder's 36 linear layers, at rest; "

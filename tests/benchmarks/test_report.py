@@ -115,8 +115,8 @@ def test_readme_is_rewritten_between_its_markers(tmp_path, records):
     text = readme.read_text()
     assert text.startswith(f"before\n{report.BEGIN}\n") and text.endswith(f"{report.END}\nafter\n")
     assert "old" not in text
-    assert "| fp8 |  | 1<=M<=16 | 2 | 1.26 | 1.00 |" in text
-    assert "1 (1 failed)" in text
+    assert "| fp8 |  | 3 | 1.26 (1.00) |" in text
+    assert "(1 failed)" in text
     assert f"commit {HEAD['commit']}" in text
     assert "NVIDIA H200, driver 580" in text and "`python -m benchmarks --suite smoke`" in text
     report.write_readme(readme, [(HEAD, records)])
@@ -124,10 +124,15 @@ def test_readme_is_rewritten_between_its_markers(tmp_path, records):
 
 
 def test_a_note_in_the_header_reaches_the_readme(records):
-    assert "smoke`. Changed since." in report.readme_table(
-        [(HEAD | {"note": "Changed since."}, records)]
-    )
-    assert "smoke`." not in report.readme_table([(HEAD, records)])
+    noted = report.readme_table([(HEAD | {"note": "changed since"}, records)])
+    assert "(changed since): `" in noted
+    assert "changed since" not in report.readme_table([(HEAD, records)])
+
+
+def test_the_larger_file_has_the_word_in_the_readme(records):
+    small = [dict(records[0], us=1.0, ratio_to_best_peer=99.0)]
+    text = report.readme_table([(HEAD, small), (HEAD | {"commit": "later"}, records)])
+    assert "99" not in text and "commit later" in text
 
 
 def test_the_commit_is_unknown_outside_a_repository(monkeypatch, tmp_path):

@@ -4,9 +4,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 
 import jax
@@ -183,3 +185,15 @@ def test_command_prints_json_and_draws_the_picture(folder, tmp_path):
 def test_wrong_model_folder_is_refused(tmp_path):
     with pytest.raises(app.UsageError, match="--model: .* has no config.json"):
         minilm.model_folder(str(tmp_path))
+
+
+def test_a_time_limit_leaves_what_was_done(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    done = []
+    with minilm.stopped_with_what_is_done(Console()):
+        done.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)  # until the signal is handled
+        done.append(2)
+    assert done == [1] and "INTERRUPTED" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == before
