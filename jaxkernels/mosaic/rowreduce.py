@@ -248,6 +248,28 @@ def divide_by_few(
     return _each(quotient, x.shape, layout, x, finite, inverse)
 
 
+def scalar_power_of_two_at_least(x: jax.Array) -> jax.Array:
+    """2^ceil(log2(x)) of one positive normal float32; infinity and NaN stay.
+
+    `quantize.xla.power_of_two_at_least` for kernels: Mosaic has no bitcast of scalars (0.11.2).
+    """
+    below = (1 << 23) - 1
+    if is_interpreting():
+        bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+        bits = jnp.where(x == x, (bits + below) & ~below, bits)
+        return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+    def power(x):
+        i32 = ir.IntegerType.get_signless(32)
+        bits = arith.bitcast(i32, x)
+        carried = arith.addi(bits, arith.constant(i32, below))
+        whole = arith.andi(carried, arith.constant(i32, ~below))
+        number = arith.cmpf(arith.CmpFPredicate.ORD, x, x)
+        return arith.bitcast(ir.F32Type.get(), arith.select(number, whole, bits))
+
+    return _each(power, (), None, x, scalars=True)
+
+
 def _each(emit, shape, layout, *operands, scalars: bool = False) -> jax.Array:
     """`emit` on every register of float32 operands of `shape`, or scalars; on a GPU only.
 

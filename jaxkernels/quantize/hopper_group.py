@@ -134,7 +134,8 @@ def _scale(problem: QuantizeProblem, absmax, layout=None):
         scale = rr.divide_by_few(absmax, by, inverse, layout)
         scale = jnp.where(absmax < jnp.inf, scale, absmax)  # the correction would make Inf a NaN
     if problem.ue8m0:
-        scale = xla.power_of_two_at_least(jnp.maximum(scale, xla.GROUP_EPS))
+        power = rr.scalar_power_of_two_at_least if layout is None else xla.power_of_two_at_least
+        scale = power(jnp.maximum(scale, xla.GROUP_EPS))
     return scale
 
 

@@ -177,6 +177,7 @@ def test_warpgroups_share_a_row(name, k, warpgroups, rng):
     "m, k, group, more",
     [
         (1, 256, 128, {}),
+        (2, 256, 128, {"ue8m0": True}),
         (3, 384, 128, {"ue8m0": True}),  # one tile, and one group left
         (5, 640, 128, {"column_major": True, "tma_aligned": True}),
         (3, 1408, 128, {"column_major": True, "tma_aligned": True}),
@@ -249,6 +250,8 @@ def test_layouts_agree(name):
 def test_lowers(name, dtype):
     out, scale, more = SCHEMES[name]
     shapes = [(16, 4096), (7, 13824)] if dtype == "bfloat16" else [(7, 5120)]
+    if dtype == "bfloat16" and more.get("group_size") != 64:  # few groups: of 128 or more
+        shapes.append((1, 128))
     for m, k in shapes:
         p = problem(m, k, out, scale, dtype, **more)
         support = hopper.supports(p, H200)
