@@ -69,3 +69,12 @@ def check_dtype(argument: str, dtype: Any, allowed: Sequence[Any]) -> jnp.dtype:
         names = ", ".join(jnp.dtype(d).name for d in allowed)
         raise TypeError(f"{argument}: expected one of {names}, got {given.name}")
     return given
+
+
+def as_vector(argument: str, value: Any, length: int, dtypes: Sequence[Any]) -> jax.Array | None:
+    """`value` [length] or [1, length] as [length]; None stays None."""
+    if value is None:
+        return None
+    value = as_array(argument, value, dtypes)
+    check_shape(argument, value, (length,), (1, length))
+    return value.reshape(length)

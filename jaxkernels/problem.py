@@ -73,8 +73,26 @@ def _bytes(name: str) -> int:
     return jnp.dtype(name).itemsize
 
 
+class _Product:
+    """What every GEMM's problem knows of its sizes m, n, k."""
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of the product."""
+        return 2 * self.m * self.n * self.k
+
+
+class _GroupedProduct(_Product):
+    """A GEMM whose weights have a scale for `group_size` elements of K."""
+
+    @property
+    def group(self) -> int:
+        """Elements of K that share a scale, as a number: K itself where `group_size` is -1."""
+        return self.k if self.group_size == -1 else min(self.group_size, self.k)
+
+
 @dataclasses.dataclass(frozen=True)
-class ScaledMMProblem:
+class ScaledMMProblem(_Product):
     """One scaled GEMM: `out[m, n] = sum_k x[m, k] w[n, k]` of two 8-bit operands, with scales.
 
     Attributes:
@@ -98,11 +116,6 @@ class ScaledMMProblem:
     azp: str | None = None
 
     @property
-    def flops(self) -> int:
-        """Multiplications and additions of the product."""
-        return 2 * self.m * self.n * self.k
-
-    @property
     def min_bytes(self) -> int:
         """Bytes that must move: each operand read once, the result written once."""
         rows, columns = self.m, self.n
@@ -121,7 +134,7 @@ class ScaledMMProblem:
 
 
 @dataclasses.dataclass(frozen=True)
-class MixedMMProblem:
+class MixedMMProblem(_GroupedProduct):
     """One mixed-precision GEMM: quantized weights, 16-bit (or float32) activations.
 
     Attributes:
@@ -150,16 +163,6 @@ class MixedMMProblem:
     layout: str = "plain"
     scale_dtype: str = "float32"
     global_scale: bool = False
-
-    @property
-    def group(self) -> int:
-        """Elements of K that share a scale, as a number: K itself where `group_size` is -1."""
-        return self.k if self.group_size == -1 else min(self.group_size, self.k)
-
-    @property
-    def flops(self) -> int:
-        """Multiplications and additions of the product."""
-        return 2 * self.m * self.n * self.k
 
     @property
     def min_bytes(self) -> int:
@@ -205,7 +208,7 @@ class MixedMMOperands(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class W4A8Problem:
+class W4A8Problem(_GroupedProduct):
     """One GEMM of 4-bit weights and 8-bit activations.
 
     Attributes:
@@ -231,16 +234,6 @@ class W4A8Problem:
     channel_scale: bool = False
     bias: bool = False
     layout: str = "plain"
-
-    @property
-    def group(self) -> int:
-        """Elements of K that share a scale, as a number: K itself where `group_size` is -1."""
-        return self.k if self.group_size == -1 else min(self.group_size, self.k)
-
-    @property
-    def flops(self) -> int:
-        """Multiplications and additions of the product."""
-        return 2 * self.m * self.n * self.k
 
     @property
     def min_bytes(self) -> int:
@@ -319,6 +312,11 @@ class QuantizeProblem:
     def x_bytes(self) -> int:
         """Bytes of an element of x."""
         return _bytes(self.x_dtype)
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows of column-major scales: TMA wants each of their columns to begin at 16 bytes."""
+        return -(-self.m // 4) * 4 if self.tma_aligned else self.m
 
     @property
     def min_bytes(self) -> int:

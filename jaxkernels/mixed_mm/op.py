@@ -77,10 +77,7 @@ def mixed_mm(
     (n, k) = w.shape
     if x.ndim == 0 or x.shape[-1] != k or k == 0:
         checks.bad_value("x", f"[..., K] with w's K = {k}, at least 1", x)
-    if bias is not None:
-        bias = checks.as_array("bias", bias, _FLOATS)
-        checks.check_shape("bias", bias, (n,), (1, n))
-        bias = bias.reshape(n)
+    bias = checks.as_vector("bias", bias, n, _FLOATS)
     out_dtype = checks.check_dtype("out_dtype", out_dtype or x.dtype, _FLOATS)
     leading = x.shape[:-1]
     problem = MixedMMProblem(

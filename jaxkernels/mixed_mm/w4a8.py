@@ -106,10 +106,7 @@ def w4a8_mm(
     if x_scale.size not in (1, m):
         checks.bad_value("x_scale", f"one number, or [..., 1] for the {m} rows of x", x_scale)
     x_scale = jnp.broadcast_to(x_scale.reshape(-1, 1), (m, 1))
-    if bias is not None:
-        bias = checks.as_array("bias", bias, _FLOATS)
-        checks.check_shape("bias", bias, (n,), (1, n))
-        bias = bias.reshape(n)
+    bias = checks.as_vector("bias", bias, n, _FLOATS)
     out_dtype = checks.check_dtype("out_dtype", out_dtype, _FLOATS)
     problem = W4A8Problem(
         m=m,
@@ -180,10 +177,7 @@ def w4a8_linear(
         checks.bad_type("w", "a QuantizedTensor", w)
     if x.ndim == 0 or x.shape[-1] != w.shape[1] or w.shape[1] == 0:
         checks.bad_value("x", f"[..., K] with w's K = {w.shape[1]}, at least 1", x)
-    if bias is not None:
-        bias = checks.as_array("bias", bias, _FLOATS)
-        checks.check_shape("bias", bias, (w.shape[0],), (1, w.shape[0]))
-        bias = bias.reshape(w.shape[0])
+    bias = checks.as_vector("bias", bias, w.shape[0], _FLOATS)
     out_dtype = checks.check_dtype("out_dtype", out_dtype or x.dtype, _FLOATS)
     if implementation is not None and not isinstance(implementation, str):
         implementation = tuple(implementation)

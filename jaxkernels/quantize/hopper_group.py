@@ -33,7 +33,7 @@ def run(problem: QuantizeProblem, operands: QuantizeOperands, elements: int):
     groups, layout = p.k // p.group_size, rr.group_layout(p.group_size, p.x_bytes)
     rows, total = (p.m, groups) if p.column_major else (1, p.m * groups)
     length = _tiles_a_run(total, tile, elements // (p.group_size * tile)) * tile
-    runs_a_row, padded = total // length, _padded_rows(p)
+    runs_a_row, padded = total // length, p.padded_rows
     left = total % length  # groups for the last run of a row to do too
     last = [*range(total - left, total - tile + 1, tile), *([total - tile] if left % tile else [])]
 
@@ -84,14 +84,9 @@ def fills_a_tile(problem: QuantizeProblem, tile: int) -> bool:
     return tile > 0 and (groups if problem.column_major else groups * problem.m) >= tile
 
 
-def _padded_rows(problem: QuantizeProblem) -> int:
-    """Rows of column-major scales: TMA wants each of their columns to begin at 16 bytes."""
-    return -(-problem.m // 4) * 4 if problem.tma_aligned else problem.m
-
-
 def _one_by_one(problem: QuantizeProblem, operands: QuantizeOperands):
     """A warpgroup a group, for the few groups of a small x."""
-    p, groups, padded = problem, problem.k // problem.group_size, _padded_rows(problem)
+    p, groups, padded = problem, problem.k // problem.group_size, problem.padded_rows
     pieces = rr.row_pieces(p.group_size, p.x_bytes)
 
     def body(x_gmem, q_gmem, scale_gmem):

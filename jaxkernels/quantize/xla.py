@@ -130,8 +130,7 @@ def _fp8_per_group(x: jax.Array, problem: QuantizeProblem) -> Result:
         scale = power_of_two_at_least(jnp.maximum(scale, GROUP_EPS))
     q = _to_fp8(divide(padded, scale[:, :, None])).reshape(m, groups * group)[:, :k]
     if problem.column_major:
-        aligned = -(-m // 4) * 4 if problem.tma_aligned else m
-        scale = jnp.pad(scale.T, ((0, 0), (0, aligned - m)))
+        scale = jnp.pad(scale.T, ((0, 0), (0, problem.padded_rows - m)))
     return q, scale, None
 
 

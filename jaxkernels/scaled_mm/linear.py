@@ -99,10 +99,7 @@ def w8a8_linear(
         checks.bad_value("azp", f"None with activation {activation!r}", azp)
     if scale_ub is not None and (activation != "fp8" or x_scale is not None):
         checks.bad_value("scale_ub", "None unless activation is a dynamic 'fp8'", scale_ub)
-    if bias is not None:
-        bias = checks.as_array("bias", bias, _FLOATS)
-        checks.check_shape("bias", bias, (w.shape[0],), (1, w.shape[0]))
-        bias = bias.reshape(w.shape[0])
+    bias = checks.as_vector("bias", bias, w.shape[0], _FLOATS)
     out_dtype = checks.check_dtype("out_dtype", out_dtype or x.dtype, _FLOATS)
     if implementation is not None and not isinstance(implementation, str):
         implementation = tuple(implementation)

@@ -124,8 +124,8 @@ def _canonical(x, w, x_scale, w_scale, bias, azp, azp_adj, out_dtype):
     w_scale, w_how = _scale(
         "w_scale", w_scale, [n], {"channel": (n, 1), "block": (-(-n // _BLOCK), groups)}
     )
-    bias = _vector("bias", bias, n, _OUT_DTYPES)
-    azp_adj = _vector("azp_adj", azp_adj, n, (jnp.int32,))
+    bias = checks.as_vector("bias", bias, n, _OUT_DTYPES)
+    azp_adj = checks.as_vector("azp_adj", azp_adj, n, (jnp.int32,))
     azp_how = None
     if azp is not None or azp_adj is not None:
         if x.dtype != jnp.int8:
@@ -178,14 +178,6 @@ def _scale(argument, scale, leading, shapes):
         if scale.shape in accepted:
             return scale.reshape(shape), how
     checks.check_shape(argument, scale, (1, 1), *shapes.values(), meaning=" or ".join(shapes))
-
-
-def _vector(argument, value, n, dtypes):
-    if value is None:
-        return None
-    value = checks.as_array(argument, value, dtypes)
-    checks.check_shape(argument, value, (n,), (1, n))
-    return value.reshape(n)
 
 
 def _zero_points(azp, azp_adj, w, leading, m):

@@ -12,8 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
-import pathlib
 
 import jax.numpy as jnp
 
@@ -21,6 +19,7 @@ from jaxkernels.mixed_mm.hopper_decode import DecodeConfig
 from jaxkernels.mixed_mm.hopper_prefill import PrefillConfig
 from jaxkernels.mosaic.convert import FORMATS, TILE
 from jaxkernels.problem import Device, MixedMMProblem, Support
+from jaxkernels.tuning.model import Estimate, ceil_div, cheapest, measured, row_bucket
 
 Config = DecodeConfig | PrefillConfig
 
@@ -32,11 +31,6 @@ _OTHER = 40  # words, addresses, scales, counters of the prefill kernel
 _DECODE_OTHER = 16  # of the decode kernel
 _MAX_CLUSTER = 8  # the portable limit
 _FEW_ROWS = 512  # of x, for which the decode kernel is a candidate
-
-
-def ceil_div(a: int, b: int) -> int:
-    """`a / b` rounded up."""
-    return -(-a // b)
 
 
 def _scale_bytes(p: MixedMMProblem) -> int:
@@ -200,23 +194,6 @@ def _one_sum(problem: MixedMMProblem, config: DecodeConfig) -> bool:
     return problem.group == problem.k or config.scale_on == "weight"
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """What the cost model thinks of a config, in microseconds.
-
-    Attributes:
-      memory: weights, scales, x and the result at the device's read rate.
-      l2: everything that the blocks read, x over and over, at the L2 cache's rate.
-      compute: conversion and multiplication of the busiest SM.
-      total: start and end, the largest of the three, and what a split adds.
-    """
-
-    memory: float
-    l2: float
-    compute: float
-    total: float
-
-
 # Fitted to 488 measurements of 129 problems on one H200 (132 SMs), 2026-11-22: the model's pick was
 # 1.1% over the best config tried on average, 10% at most. W4A16 bf16 groups of 128: 16 x 28672 x
 # 4096 18.8 us, M=64 26.7, M=128 44.4; 16 x 4096 x 4096 5.2; 4096 x 28672 x 4096 1146.
@@ -319,14 +296,6 @@ def _decode_rounds(p, c, device, blocks) -> tuple[int, float]:
 # -- the choice ---------------------------------------------------------------------------------
 
 
-def _bucket(m: int) -> int:
-    """Numbers of rows that share a table entry: up to 8, 16, 32, ... 4096 and more."""
-    bucket = 8
-    while bucket < min(m, 4096):
-        bucket *= 2
-    return bucket
-
-
 def table_key(problem: MixedMMProblem) -> str:
     """The table's key: bits (z: with zero points), group, rows of x (rounded up), N and K."""
     return _table_keys(problem)[0]
@@ -337,22 +306,15 @@ def _table_keys(problem: MixedMMProblem) -> list[str]:
     p = problem
     kinds = ["z", ""] if p.zero_points else [""]
     groups = dict.fromkeys(("k" if p.group == p.k else str(p.group), "128", "k"))
-    shape = f"m{_bucket(p.m)} n{p.n} k{p.k}"
+    shape = f"m{row_bucket(p.m)} n{p.n} k{p.k}"
     return [f"w{_bits(p)}{z} g{group} {shape}" for z, group in itertools.product(kinds, groups)]
-
-
-@functools.lru_cache(maxsize=8)
-def _table(device_name: str) -> dict[str, dict]:
-    name = "_".join(device_name.lower().split())
-    path = pathlib.Path(__file__).parent / "tables" / f"mixed_mm_{name}.json"
-    return json.loads(path.read_text())["entries"] if path.exists() else {}
 
 
 def _from_table(problem: MixedMMProblem, device: Device) -> Config | None:
     """The measured config, or a like problem's where this one was not measured and allows it."""
     p = problem
     for key in _table_keys(p):
-        entry = _table(device.name).get(key)
+        entry = measured("mixed_mm", device).get(key)
         if entry is None:
             continue
         kind = DecodeConfig if "split_k" in entry["config"] else PrefillConfig
@@ -373,9 +335,9 @@ def choose(problem: MixedMMProblem, device: Device) -> Config:
     Raises:
       ValueError: no config is legal.
     """
-    measured = _from_table(problem, device)
-    if measured is not None:
-        return measured
+    found = _from_table(problem, device)
+    if found is not None:
+        return found
     options = candidates(problem, device)
     if not options:
         raise ValueError(f"no legal config for {problem} on {device.name}")
@@ -387,9 +349,5 @@ def explain(problem: MixedMMProblem, device: Device, count: int = 5) -> str:
     chosen = choose(problem, device)
     source = "cost model" if _from_table(problem, device) is None else "measured table"
     lines = [f"{table_key(problem)} on {device.name}: {chosen} ({source})"]
-    ranked = [(estimate(problem, c, device), c) for c in candidates(problem, device)]
-    ranked.sort(key=lambda pair: pair[0].total)
-    for cost, config in ranked[:count]:
-        parts = f"memory {cost.memory:.1f}, L2 {cost.l2:.1f}, compute {cost.compute:.1f}"
-        lines.append(f"  {cost.total:8.1f} us ({parts}) {config}")
-    return "\n".join(lines)
+    costs = [(estimate(problem, c, device), c) for c in candidates(problem, device)]
+    return "\n".join(lines + cheapest(costs, count))

@@ -12,15 +12,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
-import pathlib
 
 import jax.numpy as jnp
 
 from jaxkernels.mixed_mm.hopper_w4a8 import W4A8Config
 from jaxkernels.mosaic.convert8 import TILE_K, TILE_N
 from jaxkernels.problem import Device, Support, W4A8Problem
-from jaxkernels.tuning.mixed_mm import ceil_div
+from jaxkernels.tuning.model import Estimate, ceil_div, cheapest, measured, row_bucket
 
 _ALIGN = 1024  # Pallas aligns each shared allocation to this
 _FRAGMENTS = 32  # registers of two converted tiles, one multiplying and one being made
@@ -124,23 +122,6 @@ def _deepest(problem: W4A8Problem, config: W4A8Config, device: Device) -> W4A8Co
     return config
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """What the cost model thinks of a config, in microseconds.
-
-    Attributes:
-      memory: weights, scales, x and the result at the device's read rate.
-      l2: everything that the blocks read, x over and over, at the L2 cache's rate.
-      compute: conversion and multiplication of the busiest SM.
-      total: start and end, the largest of the three, and what a split adds.
-    """
-
-    memory: float
-    l2: float
-    compute: float
-    total: float
-
-
 # Fitted to about 220 timings on one H200 (132 SMs), 2026-11-22: M from 1 to 4096, the benchmark's
 # six shapes and four more.
 _CLOCK = 1.79e3  # cycles a microsecond
@@ -204,21 +185,12 @@ def _resident(p: W4A8Problem, c: W4A8Config, device: Device) -> int:
 
 def table_key(problem: W4A8Problem) -> str:
     """The table's key of a problem: activations, rows of x (rounded up), N and K."""
-    p, bucket = problem, 8
-    while bucket < min(p.m, 4096):
-        bucket *= 2
-    return f"{'int8' if p.x_dtype == 'int8' else 'fp8'} m{bucket} n{p.n} k{p.k}"
-
-
-@functools.lru_cache(maxsize=8)
-def _table(device_name: str) -> dict[str, dict]:
-    name = "_".join(device_name.lower().split())
-    path = pathlib.Path(__file__).parent / "tables" / f"w4a8_{name}.json"
-    return json.loads(path.read_text())["entries"] if path.exists() else {}
+    p = problem
+    return f"{'int8' if p.x_dtype == 'int8' else 'fp8'} m{row_bucket(p.m)} n{p.n} k{p.k}"
 
 
 def _from_table(problem: W4A8Problem, device: Device) -> W4A8Config | None:
-    entry = _table(device.name).get(table_key(problem))
+    entry = measured("w4a8", device).get(table_key(problem))
     if entry is None:
         return None
     config = W4A8Config(**entry["config"])
@@ -232,9 +204,9 @@ def choose(problem: W4A8Problem, device: Device) -> W4A8Config:
     Raises:
       ValueError: no config is legal.
     """
-    measured = _from_table(problem, device)
-    if measured is not None:
-        return measured
+    found = _from_table(problem, device)
+    if found is not None:
+        return found
     options = candidates(problem, device)
     if not options:
         raise ValueError(f"no legal config for {problem} on {device.name}")
@@ -256,9 +228,5 @@ def explain(problem: W4A8Problem, device: Device, count: int = 5) -> str:
     chosen = choose(problem, device)
     source = "cost model" if _from_table(problem, device) is None else "measured table"
     lines = [f"{table_key(problem)} on {device.name}: {chosen} ({source})"]
-    ranked = [(estimate(problem, c, device), c) for c in candidates(problem, device)]
-    ranked.sort(key=lambda pair: pair[0].total)
-    for cost, config in ranked[:count]:
-        parts = f"memory {cost.memory:.1f}, L2 {cost.l2:.1f}, compute {cost.compute:.1f}"
-        lines.append(f"  {cost.total:8.1f} us ({parts}) {config}")
-    return "\n".join(lines)
+    costs = [(estimate(problem, c, device), c) for c in candidates(problem, device)]
+    return "\n".join(lines + cheapest(costs, count))

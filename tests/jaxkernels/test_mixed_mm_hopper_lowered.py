@@ -20,6 +20,7 @@ from jaxkernels.problem import DEVICES, MixedMMOperands, MixedMMProblem
 from jaxkernels.quantized import GroupShape, QuantizedTensor
 from jaxkernels.scalar_types import scalar_types
 from jaxkernels.tuning import mixed_mm as tuning
+from jaxkernels.tuning.model import measured
 
 H200 = DEVICES["h200"]
 SHAPES = [(4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336), (8192, 8192), (8192, 28672)]
@@ -106,7 +107,7 @@ def test_every_supported_shape_has_a_legal_config(scalar_type, group):
 
 
 def test_every_measured_config_is_legal_and_chosen():
-    entries = tuning._table(H200.name)
+    entries = measured("mixed_mm", H200)
     assert entries
     for key, entry in entries.items():
         parts = re.fullmatch(r"w(\dz?) g(k|\d+) m(\d+) n(\d+) k(\d+)", key).groups()
