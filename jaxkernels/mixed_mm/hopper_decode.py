@@ -71,6 +71,18 @@ class DecodeConfig:
     overlap: bool = True
 
 
+def stages_a_pass(c: DecodeConfig, chains: int, steps: int) -> int:
+    """How many of a block's `steps` stages one pass of the loop holds, where each of a stage's
+    `chains` groups has an accumulator of its own: as many as registers have room for.
+
+    Example:
+      >>> stages_a_pass(DecodeConfig(16, wg_n=2), 1, 16), stages_a_pass(DecodeConfig(64), 1, 16)
+      (4, 1)
+    """
+    most = min(64 // (c.tile_m * chains), 2 if c.wg_n * c.wg_k >= 4 else 4)
+    return next(count for count in (4, 2, 1) if steps % count == 0 and count <= max(most, 1))
+
+
 def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeConfig) -> jax.Array:
     """Runs the kernel; x is already in the order of w's columns (see `prepare`)."""
     x, w, bias = operands
@@ -83,6 +95,8 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
     scales = Scales(problem, w, dtype, c.scale_on == "weight")
     grouped, on_weight = scales.grouped, scales.on_weight
     zeros = problem.zero_points
+    # Zero points of a stage: TMA moves 128 bytes at a time, two groups where one would do.
+    zero_groups = max(1, c.tile_k // group) + (c.wg_n == 1 and c.tile_k <= group)
 
     warpgroups = c.wg_n * c.wg_k
     tile_n = c.wg_n * TILE
@@ -115,7 +129,7 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
         if grouped:
             smem["scale"] = scales.scratch(c.stages, c.wg_n, c.tile_k)
         if grouped and zeros:
-            rows = (c.stages, c.wg_n, max(1, c.tile_k // group), TILE)
+            rows = (c.stages, c.wg_n, zero_groups, TILE)
             smem["zero"] = plgpu.SMEM(rows, jnp.uint8)
         if problem.bias:
             smem["bias"] = plgpu.SMEM((tile_n,), bias.dtype)
@@ -187,9 +201,10 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
                 words = pl.ds(k_step * (tiles * fmt.bits), tiles * fmt.bits)
                 plgpu.copy_gmem_to_smem(gmem["w"].at[rows, words], smem["w"].at[slot], full)
                 if grouped:
-                    spans = {"scale": scales.span} | ({"zero": group} if zeros else {})
-                    for name, span in spans.items():
-                        entries = pl.ds(lax.div(k_step * c.tile_k, span), max(1, c.tile_k // span))
+                    spans = {"scale": (scales.span, max(1, c.tile_k // scales.span))}
+                    spans |= {"zero": (group, zero_groups)} if zeros else {}
+                    for name, (span, count) in spans.items():
+                        entries = pl.ds(lax.div(k_step * c.tile_k, span), count)
                         source = gmem[name].at[rows, entries]
                         plgpu.copy_gmem_to_smem(source, smem[name].at[slot], full)
 
@@ -293,37 +308,47 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
 
 
 def _sum_of_groups(c, own, chain, steps, smem, sum_scale, words_of, multiply):
-    """Sums over K with a fresh accumulator for each group, scaled in float32 as it is added."""
+    """Sums over K with a fresh accumulator for each group, scaled in float32 as it is added.
+
+    A group is added when the first product of the next one runs. At the end of a pass of the loop
+    there is none, so a pass holds several stages.
+    """
     chains = own // chain
+    unroll = stages_a_pass(c, chains, steps)
 
-    def step(i, total):
-        slot = i & (c.stages - 1)
-        plgpu.barrier_wait(smem["full"].at[slot])
-
+    def one_pass(j, total):
         def accumulate(*accs):
-            result, seen = total, {}
+            result, pending = total, None  # the group that runs: (accumulator, scale, slot or None)
 
-            def add(g, wait_n):
-                scale = sum_scale(slot, g * chain)
-                part = plgpu.wgmma_accumulator_load(accs[g], wait_n=wait_n)
+            def add(in_flight):
+                acc, scale, done = pending
+                part = plgpu.wgmma_accumulator_load(acc, wait_n=in_flight)
+                if done is not None:
+                    convert.release(smem["empty"].at[done])
                 return result + part * _across(scale, c.tile_m)
 
-            words = words_of(slot, 0)
-            for t in range(own):
-                current, words = words, words_of(slot, t + 1) if t + 1 < own else None
-                multiply(accs[t // chain], slot, t, current, seen)
-                # Tile t - 1 is done: its registers are free for the conversion of tile t + 1.
-                plgpu.wgmma_wait(1)
-                if t % chain == chain - 1 and t >= chain:
-                    result = add(t // chain - 1, None)
-            result = add(chains - 1, 0)
-            convert.release(smem["empty"].at[slot])
-            return result
+            for u in range(unroll):
+                slot = (j * unroll + u) & (c.stages - 1)
+                plgpu.barrier_wait(smem["full"].at[slot])
+                words, seen = words_of(slot, 0), {}
+                for t in range(own):
+                    current, words = words, words_of(slot, t + 1) if t + 1 < own else None
+                    acc = accs[u * chains + t // chain]
+                    multiply(acc, slot, t, current, seen)
+                    # Tile t - 1 is done: its registers are free for the conversion of tile t + 1.
+                    if pending is None:
+                        plgpu.wgmma_wait(1)
+                    else:
+                        result, pending = add(1), None
+                    if t % chain == chain - 1:
+                        pending = acc, sum_scale(slot, t - t % chain), slot if t == own - 1 else None
+            return add(0)
 
-        return pl.run_scoped(accumulate, *[plgpu.ACC((TILE, c.tile_m), jnp.float32)] * chains)
+        accs = [plgpu.ACC((TILE, c.tile_m), jnp.float32)] * (chains * unroll)
+        return pl.run_scoped(accumulate, *accs)
 
     zero = plgpu.layout_cast(jnp.zeros((TILE, c.tile_m), jnp.float32), _WGMMA)
-    return lax.fori_loop(0, steps, step, zero)
+    return lax.fori_loop(0, steps // unroll, one_pass, zero)
 
 
 def _one_sum(c, own, steps, smem, words_of, multiply):

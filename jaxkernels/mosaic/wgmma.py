@@ -21,23 +21,75 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import mma_utils
+from jax.experimental.mosaic.gpu import utils as _utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, llvm, nvvm
+from jaxlib.mlir.dialects import arith, llvm, nvvm, vector
 
 from jaxkernels.mosaic.interpret import is_interpreting
 
 _FP8 = {"float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
 _LINE = 128  # bytes of K in a product: one line of the 128-byte swizzle, four instructions
+_FRAGMENT = plgpu.Layout.WG_STRIDED((16, 128), vec_size=1)  # 16 registers a thread
 _IN_FLIGHT = plgpu.Layout._WGMMA_ACC_32BIT  # one register an element, as wgmma takes them
 _FIRST_TURN = 8  # named barrier; Mosaic's own are 0 and one for each warpgroup
+
+
+def load_rows_once(a) -> jax.Array:
+    """64 rows of 128 float8 elements as wgmma takes them from registers: int32 [16, 128].
+
+    Products with several tiles then read them from shared memory once, not once each. Interpreted,
+    the tile itself: there wgmma knows both operands in shared memory only.
+
+    Args:
+      a: a swizzled tile of 64 rows, indexed to its slot.
+    """
+    if is_interpreting():
+        return a
+
+    @plgpu.inline_mgpu(
+        arg_types=(plgpu.RefType((plgpu.SwizzleTransform(_LINE),)),),
+        return_type=plgpu.ShapeDtypeStruct((16, 128), jnp.int32, _FRAGMENT),
+    )
+    def load(_, a):
+        i32 = ir.IntegerType.get_signless(32)
+
+        def constant(value):
+            return arith.constant(i32, value)
+
+        # Lane l reads row l % 16 of its warp's 16, the first or (l >= 16) second 16 bytes of 32;
+        # the swizzle exchanges the 16-byte pieces of a line by the row's number in its eight.
+        lane = arith.remui(_utils.thread_idx(), constant(32))
+        warp = arith.remui(arith.divui(_utils.thread_idx(), constant(32)), constant(4))
+        row = arith.addi(arith.muli(warp, constant(16)), arith.remui(lane, constant(16)))
+        piece = arith.xori(arith.divui(lane, constant(16)), arith.remui(lane, constant(8)))
+        place = arith.addi(arith.muli(row, constant(_LINE)), arith.muli(piece, constant(16)))
+        base = llvm.ptrtoint(i32, _utils.memref_ptr(a))
+        address = arith.addi(base, place)
+        result = llvm.StructType.get_literal([i32] * 4)
+        registers = []
+        for step in range(4):
+            at = arith.xori(address, constant(32 * step))
+            text = "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0, $1, $2, $3}, [$4];"
+            four = llvm.inline_asm(result, [at], text, "=r,=r,=r,=r,r", has_side_effects=True)
+            registers += [llvm.extractvalue(i32, four, [i]) for i in range(4)]
+        one = ir.VectorType.get((1,), i32)
+        registers = [vector.broadcast(one, r) for r in registers]
+        return mgpu.FragmentedArray(
+            _registers=np.array(registers, dtype=object),
+            _layout=mgpu.WGStridedFragLayout((16, 128), vec_size=1),
+            _is_signed=True,
+        )
+
+    return load(a)
 
 
 def start_product(a, b, shape: tuple[int, int], over: tuple[jax.Array, jax.Array] | None = None):
     """float32 [64, n] = a @ b.T of 128 float8 elements of K, still running when this returns.
 
     Args:
-      a, b: swizzled tiles (see `smem`) of 64 and n rows, indexed to their slot.
+      a, b: swizzled tiles (see `smem`) of 64 and n rows, indexed to their slot; or a from
+        `load_rows_once`, of b's dtype.
       shape: (64, n).
       over: (product, never): an earlier product, finished and used, whose registers this one
         takes, and an int32 that is 0 whenever the kernel runs, though no compiler can know.
@@ -51,19 +103,24 @@ def start_product(a, b, shape: tuple[int, int], over: tuple[jax.Array, jax.Array
 
         return pl.run_scoped(product, plgpu.ACC(shape, jnp.float32))
 
-    kinds = f"{_FP8[jnp.dtype(a.dtype).name]}.{_FP8[jnp.dtype(b.dtype).name]}"
+    in_registers = a.dtype == jnp.int32
+    kind = _FP8[jnp.dtype(b.dtype).name]
+    kinds = f"{kind if in_registers else _FP8[jnp.dtype(a.dtype).name]}.{kind}"
     tile = plgpu.RefType((plgpu.SwizzleTransform(_LINE),))
     extra = () if over is None else over
+    first = _FRAGMENT if in_registers else tile
 
     @plgpu.inline_mgpu(
-        arg_types=(tile, tile, *(_IN_FLIGHT, plgpu.Layout.WG_SPLAT(()))[: len(extra)]),
+        arg_types=(first, tile, *(_IN_FLIGHT, plgpu.Layout.WG_SPLAT(()))[: len(extra)]),
         return_type=plgpu.ShapeDtypeStruct(shape, jnp.float32, _IN_FLIGHT),
     )
     def start(_, a, b, *over):
         layout = _IN_FLIGHT.to_mgpu()
         registers = list(over[0].registers.flat) if over else []
         never = over[1].registers.item() if over else None
-        registers = _emit(kinds, shape[1], _descriptors(a, b, shape), registers, never)
+        rows = list(a.registers.flat) if in_registers else None
+        operands = _descriptors(None if in_registers else a, b, shape)
+        registers = _emit(kinds, shape[1], rows, operands, registers, never)
         registers = np.array(registers, dtype=object).reshape(layout.registers_shape(shape))
         return mgpu.FragmentedArray(_registers=registers, _layout=layout, _is_signed=None)
 
@@ -81,9 +138,12 @@ def finish_product(product: jax.Array, in_flight: int) -> jax.Array:
 def _descriptors(a, b, shape):
     """The shared-memory descriptors of both operands' first 32 bytes of K."""
     rows, cols = shape
-    (first, _), _, _ = mma_utils.create_descriptor(
-        a, swizzle=_LINE, large_tile=(rows, _LINE), group_size=(rows, _LINE), logical_k_major=False
-    )
+    first = None
+    if a is not None:
+        (first, _), _, _ = mma_utils.create_descriptor(
+            a, swizzle=_LINE, large_tile=(rows, _LINE), group_size=(rows, _LINE),
+            logical_k_major=False,
+        )  # fmt: skip
     (second, _), _, _ = mma_utils.create_descriptor(
         mgpu.memref_transpose(b, (1, 0, 3, 2)),
         swizzle=_LINE,
@@ -91,29 +151,37 @@ def _descriptors(a, b, shape):
         group_size=(_LINE, cols),
         logical_k_major=True,
     )
-    return first, second
+    return [d for d in (first, second) if d is not None]
 
 
-def _emit(kinds, cols, descriptors, registers, never):
-    """Four wgmmas over 32 bytes of K each; the first adds to `registers` if `never`, or nothing."""
+def _emit(kinds, cols, rows, descriptors, registers, never):
+    """Four wgmmas over 32 bytes of K each; the first adds to `registers` if `never`, or nothing.
+
+    `descriptors` are both operands', or b's where a's `rows` are registers, four a wgmma.
+    """
     i64 = ir.IntegerType.get_signless(64)
     count = cols // 2
     register = ir.VectorType.get((1,), ir.F32Type.get())
     result = llvm.StructType.get_literal([register] * count)
     nvvm.wgmma_fence_aligned()
     for step in range(4):
-        inputs = [*registers, *descriptors]
-        constraints = ["=f"] * count + [str(i) for i in range(len(registers))] + ["l", "l"]
-        a_at = count + len(registers)
+        quad = [] if rows is None else rows[4 * step : 4 * step + 4]
+        quad = [vector.extract(r, [], ir.DenseI64ArrayAttr.get([0])) for r in quad]
+        inputs = [*registers, *quad, *descriptors]
+        constraints = ["=f"] * count + [str(i) for i in range(len(registers))]
+        constraints += ["r"] * len(quad) + ["l"] * len(descriptors)
+        at = [f"${i}" for i in range(count + len(registers), count + len(inputs))]
+        a = f"{{{','.join(at[:4])}}}" if quad else at[0]
+        b = at[len(quad) + len(descriptors) - 1]
         add = str(int(step > 0))
         if step == 0 and never is not None:
             inputs.append(never)
             constraints.append("r")
-            add = f"${a_at + 2}"
+            add = f"${count + len(inputs) - 1}"
         text = (
             f"{{ .reg .pred p; setp.ne.b32 p, {add}, 0; "
             f"wgmma.mma_async.sync.aligned.m64n{cols}k32.f32.{kinds} "
-            f"{{{','.join(f'${i}' for i in range(count))}}}, ${a_at}, ${a_at + 1}, p, 1, 1; }}"
+            f"{{{','.join(f'${i}' for i in range(count))}}}, {a}, {b}, p, 1, 1; }}"
         )
         struct = llvm.inline_asm(
             result, inputs, text, ",".join(constraints), asm_dialect=0, has_side_effects=True

@@ -36,7 +36,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic.smem import groups_of_rows, read_before_tma_writes, strided_vector
-from jaxkernels.mosaic.wgmma import finish_product, pass_turn, start_product, wait_for_turn
+from jaxkernels.mosaic.wgmma import finish_product, load_rows_once, pass_turn, start_product, wait_for_turn
 from jaxkernels.scaled_mm.hopper_config import BLOCK, SCALE_STEPS
 
 _ROWS = 64  # of a product
@@ -50,6 +50,8 @@ class ScaledProduct:
         self.warpgroup = block.warpgroup
         self.shape = _ROWS, self.plan.cols
         self.subtiles = self.plan.wg_rows // _ROWS
+        if self.plan.keeps_rows:
+            self.shape, self.subtiles = (_ROWS, BLOCK), self.plan.cols // BLOCK
         self.w_inside = lax.rem(n, jnp.int32(BLOCK))  # rows of w's block before the tile
 
     def __call__(self, carry):
@@ -58,7 +60,8 @@ class ScaledProduct:
         rounds = self.block.k_steps // SCALE_STEPS
         state = lax.fori_loop(0, rounds, self.round, ((zero,) * self.subtiles, *carry))
         totals, *carry = state
-        total = totals[0] if self.subtiles == 1 else jnp.concatenate(totals, axis=0)
+        axis = 1 if self.plan.keeps_rows else 0
+        total = totals[0] if self.subtiles == 1 else jnp.concatenate(totals, axis=axis)
         return total, tuple(carry)
 
     def round(self, r, state):
@@ -92,11 +95,15 @@ class ScaledProduct:
         def one_step(step, state):
             totals, slot = state
             plgpu.barrier_wait(self.smem["full"].at[slot])
-            product, sums = None, []
+            product, sums, kept = None, [], None
+            if self.plan.keeps_rows:
+                group = self.warpgroup * (_ROWS // 8)
+                rows = groups_of_rows(self.smem["rows"].at[slot], group, _ROWS // 8)
+                kept = load_rows_once(rows)
             for subtile, total in enumerate(totals):
                 if self.plan.takes_turns:
                     wait_for_turn(self.warpgroup)
-                product = self.start(slot, subtile, product)
+                product = self.start(slot, subtile, product, kept)
                 if self.plan.takes_turns:
                     pass_turn(self.warpgroup)
                 scales = self.scales(scale_slot, step, subtile)
@@ -106,8 +113,13 @@ class ScaledProduct:
 
         return lax.fori_loop(0, SCALE_STEPS, one_step, (totals, slot))
 
-    def start(self, slot, subtile=0, over=None):
+    def start(self, slot, subtile=0, over=None, kept=None):
         """Starts the product of a stage that has come, with 64 of this warpgroup's rows."""
+        if kept is not None:
+            if over is not None:
+                over = over, lax.shift_right_logical(self.block.cluster, jnp.int32(28))
+            cols = groups_of_rows(self.smem["cols"].at[slot], subtile * (BLOCK // 8), BLOCK // 8)
+            return start_product(kept, cols, self.shape, over)
         group = self.warpgroup * (self.plan.wg_rows // 8) + subtile * (_ROWS // 8)
         rows = groups_of_rows(self.smem["rows"].at[slot], group, _ROWS // 8)
         if over is not None:  # no grid is that large
@@ -127,6 +139,8 @@ class ScaledProduct:
         """x's scales times w's, over 64 rows and all columns of a product."""
         cols = self.plan.cols
         w_scales = self.smem["w_scales"]
+        if self.plan.keeps_rows:
+            return self.x_scales(slot, step, 0, BLOCK) * w_scales[slot, subtile, step]
         if self.plan.config.swap or BLOCK % cols == 0:
             return self.x_scales(slot, step, subtile, cols) * w_scales[slot, 0, step]
         chunks, width = [], math.gcd(cols, BLOCK)

@@ -15,7 +15,7 @@ import itertools
 
 import jax.numpy as jnp
 
-from jaxkernels.mixed_mm.hopper_decode import DecodeConfig
+from jaxkernels.mixed_mm.hopper_decode import DecodeConfig, stages_a_pass
 from jaxkernels.mixed_mm.hopper_prefill import PrefillConfig
 from jaxkernels.mosaic.convert import FORMATS, TILE
 from jaxkernels.problem import Device, MixedMMProblem, Support
@@ -55,7 +55,7 @@ def shared_bytes(problem: MixedMMProblem, config: Config) -> int:
         c.stages * c.tile_m * c.tile_k * _x_bytes(p),
         1024,  # the interpreter's scratch, a stub on a GPU
         grouped * (rows // TILE * 128 if p.granularity == "block" else rows * _scale_bytes(p)),
-        (grouped and p.zero_points) * rows,
+        (grouped and p.zero_points) * max(rows, c.stages * 2 * TILE),
         p.bias * c.wg_n * TILE * 4,
     ]
     if isinstance(c, DecodeConfig):
@@ -80,7 +80,8 @@ def registers(problem: MixedMMProblem, config: Config) -> tuple[int, int]:
         return accumulator + _FRAGMENTS + _OTHER, given
     group = problem.group
     if group < problem.k and c.scale_on == "accumulator":
-        accumulator *= 1 + max(1, c.tile_k // c.wg_k // group)
+        chains, steps = max(1, c.tile_k // c.wg_k // group), ceil_div(problem.k, c.tile_k * c.split_k)
+        accumulator *= 1 + chains * stages_a_pass(c, chains, steps)
     return accumulator + _FRAGMENTS + _DECODE_OTHER, _even_share(c.wg_n * c.wg_k + 1)
 
 
@@ -106,7 +107,9 @@ def legal(problem: MixedMMProblem, config: Config, device: Device) -> Support:
         (shared <= device.smem_bytes, f"needs {shared} bytes of shared memory"),
         (need <= given, f"needs about {need} registers a thread and can have {given}"),
         (
-            not (p.zero_points and group < p.k) or c.wg_n * stage_groups % 2 == 0,
+            not (p.zero_points and group < p.k)
+            or c.wg_n * stage_groups % 2 == 0
+            or (decode and c.wg_n * stage_groups == 1),
             "TMA copies of zero points in multiples of 128 bytes",
         ),
         (c.tile_m <= 256, "wgmma's N is at most 256"),

@@ -10,7 +10,7 @@ import json
 import pathlib
 from typing import Any
 
-from jaxkernels.problem import Device
+from jaxkernels.problem import DEVICES, Device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +44,30 @@ def row_bucket(m: int) -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def measured(kernel: str, device: Device) -> dict[str, dict]:
-    """A kernel's table for a device, by the kernel's own keys; empty where there is none."""
-    name = "_".join(device.name.lower().split())
-    path = pathlib.Path(__file__).parent / "tables" / f"{kernel}_{name}.json"
-    return json.loads(path.read_text())["entries"] if path.exists() else {}
+def measured(kernel: str, device: Device) -> dict | list:
+    """The entries of a kernel's table for a device, empty where there is none.
+
+    A part without a table of its own takes that of one with the same processor: an H100 that of
+    the H200, whose memory is faster and whose SMs are the same.
+
+    Example:
+      >>> from jaxkernels.problem import DEVICES
+      >>> measured("mixed_mm", DEVICES["h100"]) == measured("mixed_mm", DEVICES["h200"]) != {}
+      True
+      >>> measured("mixed_mm", DEVICES["h20"])  # fewer SMs
+      {}
+    """
+    like = [d for d in DEVICES.values() if _processor(d) == _processor(device)]
+    for candidate in (device, *like):
+        name = "_".join(candidate.name.lower().split())
+        path = pathlib.Path(__file__).parent / "tables" / f"{kernel}_{name}.json"
+        if path.exists():
+            return json.loads(path.read_text())["entries"]
+    return {}
+
+
+def _processor(device: Device) -> tuple:
+    return device.platform, device.capability, device.num_sms, device.smem_bytes
 
 
 def cheapest(costs: list[tuple[Estimate, Any]], count: int) -> list[str]:

@@ -17,11 +17,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
-import pathlib
 
 from jaxkernels.problem import Device, ScaledMMProblem
 from jaxkernels.scaled_mm.hopper_config import TILE_K, Config, Plan, ceil_div, wgmma_columns
+from jaxkernels.tuning.model import measured
 
 _MACS_PER_CLOCK = 4096  # of an SM, 8-bit operands
 _CLOCK = 1.6e9  # what an H200 sustains with every tensor core at work
@@ -99,9 +98,9 @@ def after_quantization(problem: ScaledMMProblem, config: Config) -> Config:
 def explain(problem: ScaledMMProblem, device: Device, count: int = 5) -> str:
     """What runs and why: the table's entry if any, then the model's best, a line each."""
     lines = [f"{cost}  {config}" for cost, config in ranked(problem, device)[:count]]
-    measured = _from_table(problem, device)
-    if measured is not None:
-        lines.insert(0, f"measured on {device.name}: {measured}")
+    entry = _from_table(problem, device)
+    if entry is not None:
+        lines.insert(0, f"measured table: {entry}")
     return "\n".join(lines)
 
 
@@ -245,18 +244,14 @@ def _from_table(problem: ScaledMMProblem, device: Device) -> Config | None:
     p = problem
     family = "block" if p.x_scale == "group" else "rows"
     wide = p.out_dtype == "float32" or p.azp is not None  # need more shared memory: not measured
-    entry = None if wide else _table(device.name).get((family, p.m, p.n, p.k))
+    entry = None if wide else _table(device).get((family, p.m, p.n, p.k))
     if entry is not None and Plan(problem, entry).legal(device):
         return entry
     return None
 
 
 @functools.lru_cache(maxsize=8)
-def _table(device_name: str) -> dict[tuple, Config]:
-    """(family, m, n, k) -> config, from tables/scaled_mm_<device>.json where there is one."""
-    key = device_name.lower().replace(" ", "_")
-    path = pathlib.Path(__file__).parent / "tables" / f"scaled_mm_{key}.json"
-    if not path.is_file():
-        return {}
-    entries = json.loads(path.read_text())["entries"]
+def _table(device: Device) -> dict[tuple, Config]:
+    """(family, m, n, k) -> config, of the device's table."""
+    entries = measured("scaled_mm", device)
     return {(e["family"], e["m"], e["n"], e["k"]): Config(**e["config"]) for e in entries}

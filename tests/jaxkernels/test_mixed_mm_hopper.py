@@ -2,6 +2,8 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """mixed_mm's Hopper kernels interpreted on a CPU, with race detection; one or two tiles each."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +97,29 @@ def test_close_to_float32(rng, name):
     plain = (plain + (0 if bias is None else bias.astype(jnp.float32))).astype(jnp.bfloat16)
     allowed = 2 * np.abs(np.asarray(plain, np.float64) - exact).max() + 1e-5
     assert np.abs(run(x, w, config, bias).astype(np.float64) - exact).max() <= allowed
+
+
+@pytest.mark.parametrize(
+    "k, config",
+    [
+        (640, DecodeConfig(16, wg_n=1, tile_k=128, stages=2)),  # five stages, one a pass
+        (1024, DecodeConfig(16, wg_n=1, wg_k=2, tile_k=256, stages=2)),  # four, all in one
+        (1024, DecodeConfig(16, wg_n=1, tile_k=64, stages=4)),  # a group in two stages
+        (768, DecodeConfig(32, wg_n=2, tile_k=128, stages=2)),  # six, two a pass
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("scalar_type", [scalar_types.uint4b8, scalar_types.uint4], ids=str)
+def test_groups_on_accumulators_over_several_stages(rng, scalar_type, k, config):
+    """Small integers and scales of powers of two: every sum is exact, in any order."""
+    case = next(c for c in CASES if c.scalar_type == scalar_type and c.group == 128)
+    w = random_weight(rng, case, 136, k)
+    w = dataclasses.replace(w, scale=jnp.exp2(jnp.asarray(rng.integers(-2, 3, w.scale.shape))))
+    w = dataclasses.replace(w, scale=w.scale.astype(jnp.bfloat16))
+    x = jnp.asarray(rng.integers(-3, 4, (config.tile_m - 3, k)), jnp.bfloat16)
+    expected = np.asarray(x, np.float64) @ np.asarray(dequantize(w), np.float64).T
+    got = run(x, w, config).astype(np.float64)
+    np.testing.assert_array_equal(got, np.asarray(jnp.asarray(expected, jnp.bfloat16), np.float64))
 
 
 def test_act_order_is_a_gather_of_x(rng):
