@@ -80,9 +80,10 @@ def sum_over_cluster(partial, finish, *, axis, size, parts, cluster, warpgroup, 
         def slice_of(sender):
             return plgpu.load(inbox.at[sender, warpgroup], layout=plgpu.Layout.WGMMA)
 
-    # Every block waits, a finisher or not: none may leave while others still signal it.
-    fence_cluster()
+    # Every block waits, a finisher or not: none may leave while others still signal it. One thread
+    # signals for a warpgroup: its fence comes when all the warpgroup's stores are before it.
     plgpu.commit_smem()
+    fence_cluster()
     plgpu.barrier_arrive(scratch["received"])
     plgpu.barrier_wait(scratch["received"])
     fence_cluster()

@@ -7,10 +7,14 @@ the registers of the second with a move each and waits for the first (0.11.2: C7
 registers in each also C7512, every wgmma in turn). `start_product` has wgmma ignore what its
 registers held, so that nothing is cleared: two products of 64 x 128 fit beside their sum.
 
-    first = start_product(a.at[0], b.at[0], (64, n))
-    second = start_product(a.at[1], b.at[1], (64, n))
-    sum_ = finish_product(first, in_flight=1)         # second still runs
-    sum_ += finish_product(second, in_flight=0)
+It also takes operands as places: numbers that can be known before the product's turn has come. (A
+reference to a slot becomes a descriptor in twenty instructions, one after the other.)
+
+    rows, cols = Tiles(smem["rows"]), Tiles(smem["cols"])
+    a, b = rows.place(slot, 0, 64), cols.place(slot, 0, n)
+    first = start_product(rows, a, cols, b, (64, n))
+    ...
+    sum_ = finish_product(first, in_flight=0)
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.mosaic import gpu as mgpu
-from jax.experimental.mosaic.gpu import mma_utils
+from jax.experimental.mosaic.gpu import fragmented_array
 from jax.experimental.mosaic.gpu import utils as _utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
@@ -32,26 +36,69 @@ _FP8 = {"float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
 _LINE = 128  # bytes of K in a product: one line of the 128-byte swizzle, four instructions
 _FRAGMENT = plgpu.Layout.WG_STRIDED((16, 128), vec_size=1)  # 16 registers a thread
 _IN_FLIGHT = plgpu.Layout._WGMMA_ACC_32BIT  # one register an element, as wgmma takes them
+_DESCRIPTOR_UNIT = 16  # bytes
+# Of a tile with a swizzle of 128 bytes: groups of 8 rows lie 1024 bytes apart.
+_DESCRIPTOR_HIGH = 1 << 30 | 1024 // _DESCRIPTOR_UNIT
 _FIRST_TURN = 8  # named barrier; Mosaic's own are 0 and one for each warpgroup
 
 
-def load_rows_once(a) -> jax.Array:
-    """64 rows of 128 float8 elements as wgmma takes them from registers: int32 [16, 128].
+class Tiles:
+    """The tiles of a ring of stages (`smem.swizzled`, one line of 128 bytes wide), for wgmma.
 
-    Products with several tiles then read them from shared memory once, not once each. Interpreted,
-    the tile itself: there wgmma knows both operands in shared memory only.
-
-    Args:
-      a: a swizzled tile of 64 rows, indexed to its slot.
+    A place in it is an int32: on a GPU the low half of a descriptor; interpreted, where the rows
+    begin, counted in rows of the ring.
     """
-    if is_interpreting():
-        return a
+
+    def __init__(self, ref):
+        self.ref, self.dtype = ref, jnp.dtype(ref.dtype)
+        self.rows = ref.shape[1] if is_interpreting() else ref.shape[1] * 8
+        self.unit = 1 if is_interpreting() else _LINE // _DESCRIPTOR_UNIT
+        self.base = jnp.int32(0) if is_interpreting() else _descriptor(ref.at[0])
+
+    def place(self, slot, row=0) -> jax.Array:
+        """Where the tile in this slot begins, or its rows from `row`, a multiple of 8, on."""
+        return self.base + (slot * self.rows + row) * self.unit
+
+    def below(self, place, rows: int) -> jax.Array:
+        """Where the rows `rows` below a place begin."""
+        return place + rows * self.unit
+
+    def interpreted(self, place, rows: int):
+        """The reference that a place stands for, interpreted."""
+        slot, row = jax.lax.div(place, jnp.int32(self.rows)), jax.lax.rem(place, self.rows)
+        return self.ref.at[slot].at[pl.ds(row, rows)]
+
+
+def _descriptor(tile) -> jax.Array:
+    """The low half of a tile's descriptor, int32: its address in units of 16 bytes."""
 
     @plgpu.inline_mgpu(
         arg_types=(plgpu.RefType((plgpu.SwizzleTransform(_LINE),)),),
+        return_type=plgpu.ShapeDtypeStruct((), jnp.int32, plgpu.Layout.WG_SPLAT(())),
+    )
+    def address(_, tile):
+        i32 = ir.IntegerType.get_signless(32)
+        number = llvm.ptrtoint(i32, _utils.memref_ptr(tile))
+        value = arith.shrui(number, arith.constant(i32, _DESCRIPTOR_UNIT.bit_length() - 1))
+        return mgpu.FragmentedArray.splat(value, (), is_signed=True)
+
+    return address(tile)
+
+
+def load_rows_once(tiles: Tiles, place) -> jax.Array:
+    """64 rows of 128 float8 elements as wgmma takes them from registers: int32 [16, 128].
+
+    Products with several tiles then read them from shared memory once, not once each. Interpreted,
+    the place itself: there wgmma knows both operands in shared memory only.
+    """
+    if is_interpreting():
+        return place
+
+    @plgpu.inline_mgpu(
+        arg_types=(plgpu.Layout.WG_SPLAT(()),),
         return_type=plgpu.ShapeDtypeStruct((16, 128), jnp.int32, _FRAGMENT),
     )
-    def load(_, a):
+    def load(_, place):
         i32 = ir.IntegerType.get_signless(32)
 
         def constant(value):
@@ -63,33 +110,39 @@ def load_rows_once(a) -> jax.Array:
         warp = arith.remui(arith.divui(_utils.thread_idx(), constant(32)), constant(4))
         row = arith.addi(arith.muli(warp, constant(16)), arith.remui(lane, constant(16)))
         piece = arith.xori(arith.divui(lane, constant(16)), arith.remui(lane, constant(8)))
-        place = arith.addi(arith.muli(row, constant(_LINE)), arith.muli(piece, constant(16)))
-        base = llvm.ptrtoint(i32, _utils.memref_ptr(a))
-        address = arith.addi(base, place)
+        offset = arith.addi(arith.muli(row, constant(_LINE)), arith.muli(piece, constant(16)))
+        base = arith.muli(place.registers.item(), constant(_DESCRIPTOR_UNIT))
+        address = arith.addi(base, offset)
         result = llvm.StructType.get_literal([i32] * 4)
+        one = ir.VectorType.get((1,), i32)
         registers = []
         for step in range(4):
             at = arith.xori(address, constant(32 * step))
             text = "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0, $1, $2, $3}, [$4];"
             four = llvm.inline_asm(result, [at], text, "=r,=r,=r,=r,r", has_side_effects=True)
-            registers += [llvm.extractvalue(i32, four, [i]) for i in range(4)]
-        one = ir.VectorType.get((1,), i32)
-        registers = [vector.broadcast(one, r) for r in registers]
+            registers += [vector.broadcast(one, llvm.extractvalue(i32, four, [i])) for i in range(4)]
         return mgpu.FragmentedArray(
             _registers=np.array(registers, dtype=object),
             _layout=mgpu.WGStridedFragLayout((16, 128), vec_size=1),
             _is_signed=True,
         )
 
-    return load(a)
+    return load(place)
 
 
-def start_product(a, b, shape: tuple[int, int], over: tuple[jax.Array, jax.Array] | None = None):
+def start_product(
+    rows: Tiles,
+    a,
+    cols: Tiles,
+    b,
+    shape: tuple[int, int],
+    over: tuple[jax.Array, jax.Array] | None = None,
+):
     """float32 [64, n] = a @ b.T of 128 float8 elements of K, still running when this returns.
 
     Args:
-      a, b: swizzled tiles (see `smem`) of 64 and n rows, indexed to their slot; or a from
-        `load_rows_once`, of b's dtype.
+      rows, a: 64 rows: where they are, a place in `rows`, or what `load_rows_once` gave.
+      cols, b: n rows, likewise.
       shape: (64, n).
       over: (product, never): an earlier product, finished and used, whose registers this one
         takes, and an int32 that is 0 whenever the kernel runs, though no compiler can know.
@@ -98,29 +151,31 @@ def start_product(a, b, shape: tuple[int, int], over: tuple[jax.Array, jax.Array
     if is_interpreting():
 
         def product(acc):
-            plgpu.wgmma(acc, a, b.T)
+            left, right = rows.interpreted(a, shape[0]), cols.interpreted(b, shape[1])
+            plgpu.wgmma(acc, left, right.T)
             return acc[...]
 
         return pl.run_scoped(product, plgpu.ACC(shape, jnp.float32))
 
-    in_registers = a.dtype == jnp.int32
-    kind = _FP8[jnp.dtype(b.dtype).name]
-    kinds = f"{kind if in_registers else _FP8[jnp.dtype(a.dtype).name]}.{kind}"
-    tile = plgpu.RefType((plgpu.SwizzleTransform(_LINE),))
+    kinds = f"{_FP8[rows.dtype.name]}.{_FP8[cols.dtype.name]}"
+    in_registers, number = a.ndim > 0, plgpu.Layout.WG_SPLAT(())
     extra = () if over is None else over
-    first = _FRAGMENT if in_registers else tile
 
     @plgpu.inline_mgpu(
-        arg_types=(first, tile, *(_IN_FLIGHT, plgpu.Layout.WG_SPLAT(()))[: len(extra)]),
+        arg_types=(
+            _FRAGMENT if in_registers else number,
+            number,
+            *(_IN_FLIGHT, number)[: len(extra)],
+        ),
         return_type=plgpu.ShapeDtypeStruct(shape, jnp.float32, _IN_FLIGHT),
     )
     def start(_, a, b, *over):
         layout = _IN_FLIGHT.to_mgpu()
         registers = list(over[0].registers.flat) if over else []
         never = over[1].registers.item() if over else None
-        rows = list(a.registers.flat) if in_registers else None
-        operands = _descriptors(None if in_registers else a, b, shape)
-        registers = _emit(kinds, shape[1], rows, operands, registers, never)
+        held = list(a.registers.flat) if in_registers else None
+        places = [v.registers.item() for v in ((b,) if in_registers else (a, b))]
+        registers = _emit(kinds, shape[1], held, places, registers, never)
         registers = np.array(registers, dtype=object).reshape(layout.registers_shape(shape))
         return mgpu.FragmentedArray(_registers=registers, _layout=layout, _is_signed=None)
 
@@ -135,44 +190,49 @@ def finish_product(product: jax.Array, in_flight: int) -> jax.Array:
     return plgpu.layout_cast(product, plgpu.Layout.WGMMA)
 
 
-def _descriptors(a, b, shape):
-    """The shared-memory descriptors of both operands' first 32 bytes of K."""
-    rows, cols = shape
-    first = None
-    if a is not None:
-        (first, _), _, _ = mma_utils.create_descriptor(
-            a, swizzle=_LINE, large_tile=(rows, _LINE), group_size=(rows, _LINE),
-            logical_k_major=False,
-        )  # fmt: skip
-    (second, _), _, _ = mma_utils.create_descriptor(
-        mgpu.memref_transpose(b, (1, 0, 3, 2)),
-        swizzle=_LINE,
-        large_tile=(_LINE, _LINE),
-        group_size=(_LINE, cols),
-        logical_k_major=True,
+def computed_here(value: jax.Array) -> jax.Array:
+    """`value`, float32 [64, n] in wgmma's layout, not moved behind the next branch.
+
+    LLVM would move what is used only there; a product that is to take an earlier one's registers
+    then gets others, and all of them no longer fit.
+    """
+    if is_interpreting():
+        return value
+
+    @plgpu.inline_mgpu(
+        arg_types=(plgpu.Layout.WGMMA,),
+        return_type=plgpu.ShapeDtypeStruct(value.shape, value.dtype, plgpu.Layout.WGMMA),
     )
-    return [d for d in (first, second) if d is not None]
+    def hold(_, value):
+        return fragmented_array.optimization_barrier(value)
+
+    return hold(value)
 
 
-def _emit(kinds, cols, rows, descriptors, registers, never):
+def _emit(kinds, cols, held, places, registers, never):
     """Four wgmmas over 32 bytes of K each; the first adds to `registers` if `never`, or nothing.
 
-    `descriptors` are both operands', or b's where a's `rows` are registers, four a wgmma.
+    `places` are both operands', or b's alone where a's rows are `held`, four registers a wgmma.
     """
-    i64 = ir.IntegerType.get_signless(64)
+    i32, i64 = (ir.IntegerType.get_signless(bits) for bits in (32, 64))
     count = cols // 2
     register = ir.VectorType.get((1,), ir.F32Type.get())
     result = llvm.StructType.get_literal([register] * count)
     nvvm.wgmma_fence_aligned()
     for step in range(4):
-        quad = [] if rows is None else rows[4 * step : 4 * step + 4]
+        quad = [] if held is None else held[4 * step : 4 * step + 4]
         quad = [vector.extract(r, [], ir.DenseI64ArrayAttr.get([0])) for r in quad]
+        descriptors = []
+        for place in places:  # 32 bytes on with each step; the high half is the same for all
+            low = arith.addi(place, arith.constant(i32, step * 32 // _DESCRIPTOR_UNIT))
+            wide = arith.extui(i64, low)
+            descriptors.append(arith.ori(wide, arith.constant(i64, _DESCRIPTOR_HIGH << 32)))
         inputs = [*registers, *quad, *descriptors]
         constraints = ["=f"] * count + [str(i) for i in range(len(registers))]
         constraints += ["r"] * len(quad) + ["l"] * len(descriptors)
         at = [f"${i}" for i in range(count + len(registers), count + len(inputs))]
         a = f"{{{','.join(at[:4])}}}" if quad else at[0]
-        b = at[len(quad) + len(descriptors) - 1]
+        b = at[-1]
         add = str(int(step > 0))
         if step == 0 and never is not None:
             inputs.append(never)
@@ -187,9 +247,6 @@ def _emit(kinds, cols, rows, descriptors, registers, never):
             result, inputs, text, ",".join(constraints), asm_dialect=0, has_side_effects=True
         )
         registers = [llvm.extractvalue(register, struct, [i]) for i in range(count)]
-        # 32 bytes on, in the descriptor's units of 16.
-        two, flags = arith.constant(i64, 2), llvm.IntegerOverflowFlags.none
-        descriptors = [llvm.add(d, two, overflow_flags=flags) for d in descriptors]
     _void("wgmma.commit_group.sync.aligned;")
     return registers
 

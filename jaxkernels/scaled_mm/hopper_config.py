@@ -201,9 +201,12 @@ class Plan:
         return self.config.warpgroups * self.out_rows * self.out_line_bytes
 
     def out_slots(self, smem_bytes: int) -> int:
-        """Staged output tiles a warpgroup: 2 where they fit, so that writing overlaps sending."""
-        free = smem_bytes - self.smem_without_staging
-        return 2 if free >= _align(2 * self.out_slot_bytes) else 1
+        """Staged output tiles a warpgroup: as many as fit, up to what it sends of a tile."""
+        free = (smem_bytes - self.smem_without_staging) // _SMEM_ALIGN * _SMEM_ALIGN
+        most = self.wg_rows // 64
+        if not self.config.swap:
+            most *= self.part_cols * self.out_itemsize // self.out_line_bytes
+        return max(1, min(free // self.out_slot_bytes, max(most, 2)))
 
     @property
     def accumulator_registers(self) -> int:
@@ -226,7 +229,8 @@ class Plan:
 
         Two products of 64 x 128 and their sum are 192 registers, as many as two warpgroups have.
         """
-        return self.wg_rows == 64 and self.cols <= 128
+        apart = self.config.swap or self.config.warpgroups == 1
+        return self.wg_rows == 64 and self.cols <= 128 and apart
 
     @property
     def takes_turns(self) -> bool:
@@ -235,7 +239,7 @@ class Plan:
         Left alone they start together and then scale together: 128 x 192 took 1.19 times as long.
         Of 256 x 128, two products a step, the order made no difference. (H200, 2026-11-22)
         """
-        return self.block_scaled and not self.overlaps_scaling and self.config.warpgroups == 2
+        return False
 
     @property
     def needs_more_registers(self) -> bool:

@@ -28,6 +28,7 @@ in chunks that no edge of 128 divides.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax.numpy as jnp
@@ -35,8 +36,16 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxkernels.mosaic.smem import groups_of_rows, read_before_tma_writes, strided_vector
-from jaxkernels.mosaic.wgmma import finish_product, load_rows_once, pass_turn, start_product, wait_for_turn
+from jaxkernels.mosaic.smem import read_before_tma_writes, strided_vector
+from jaxkernels.mosaic.wgmma import (
+    Tiles,
+    computed_here,
+    finish_product,
+    load_rows_once,
+    pass_turn,
+    start_product,
+    wait_for_turn,
+)
 from jaxkernels.scaled_mm.hopper_config import BLOCK, SCALE_STEPS
 
 _ROWS = 64  # of a product
@@ -52,79 +61,98 @@ class ScaledProduct:
         self.subtiles = self.plan.wg_rows // _ROWS
         if self.plan.keeps_rows:
             self.shape, self.subtiles = (_ROWS, BLOCK), self.plan.cols // BLOCK
+        self.rows, self.cols = Tiles(self.smem["rows"]), Tiles(self.smem["cols"])
         self.w_inside = lax.rem(n, jnp.int32(BLOCK))  # rows of w's block before the tile
 
     def __call__(self, carry):
         """(total, carry): the sum, and the slots where the next tile goes on."""
         zero = plgpu.layout_cast(jnp.zeros(self.shape, jnp.float32), plgpu.Layout.WGMMA)
-        rounds = self.block.k_steps // SCALE_STEPS
-        state = lax.fori_loop(0, rounds, self.round, ((zero,) * self.subtiles, *carry))
-        totals, *carry = state
+        totals = (zero,) * self.subtiles
+        run = self.overlapped if self.plan.overlaps_scaling else self.one_at_a_time
+        totals, *carry = run(totals, *carry)
         axis = 1 if self.plan.keeps_rows else 0
         total = totals[0] if self.subtiles == 1 else jnp.concatenate(totals, axis=axis)
         return total, tuple(carry)
 
-    def round(self, r, state):
-        """The steps of one load of scales."""
-        totals, slot, scale_slot = state
-        plgpu.barrier_wait(self.smem["scales_full"].at[scale_slot])
-        steps = self.overlapped if self.plan.overlaps_scaling else self.in_turns
-        totals, slot = steps(totals, slot, scale_slot)
-        read_before_tma_writes()
-        return totals, slot, self.block.next_scale_slot(scale_slot)
-
     def overlapped(self, totals, slot, scale_slot):
         """A step's product runs while the one before it is scaled and added."""
-        (total,), running = totals, None
-        scales = [self.scales(scale_slot, step) for step in range(SCALE_STEPS)]
-        for step in range(SCALE_STEPS):
-            plgpu.barrier_wait(self.smem["full"].at[slot])
-            started = self.start(slot)
-            if running is not None:
-                total = self.add(total, *running, scales[step - 1], in_flight=1)
-            running = started, slot
-            slot = self.block.next_slot(slot)
-        return (self.add(total, *running, scales[-1], in_flight=0),), slot
 
-    def in_turns(self, totals, slot, scale_slot):
-        """Products of 64 rows, one at a time, all in the same registers.
+        def load_of_scales(_, state):
+            total, slot, scale_slot = state
+            plgpu.barrier_wait(self.smem["scales_full"].at[scale_slot])
+            scales = [self.scales(scale_slot, step) for step in range(SCALE_STEPS)]
+            running = None
+            for step in range(SCALE_STEPS):
+                plgpu.barrier_wait(self.smem["full"].at[slot])
+                started = self.start(self.places(slot))
+                if running is not None:
+                    total = self.add(total, *running, scales[step - 1], in_flight=1)
+                running = started, slot
+                slot = self.block.next_slot(slot)
+            total = self.add(total, *running, scales[-1], in_flight=0)
+            read_before_tma_writes()
+            return total, slot, self.block.next_scale_slot(scale_slot)
 
-        A loop: unrolled, the addresses of every stage would be kept in registers.
+        rounds = self.block.k_steps // SCALE_STEPS
+        total, *carry = lax.fori_loop(0, rounds, load_of_scales, (*totals, slot, scale_slot))
+        return (total,), *carry
+
+    def one_at_a_time(self, totals, slot, scale_slot):
+        """Products of 64 rows in turn, all in the same registers.
+
+        Nothing but scaling is between two of them: what a product waits for, and where it is, is
+        found while the one before runs.
         """
+        block, smem, plan = self.block, self.smem, self.plan
+        steps = block.k_steps
+        plgpu.barrier_wait(smem["full"].at[slot])
 
-        def one_step(step, state):
-            totals, slot = state
-            plgpu.barrier_wait(self.smem["full"].at[slot])
-            product, sums, kept = None, [], None
-            if self.plan.keeps_rows:
-                group = self.warpgroup * (_ROWS // 8)
-                rows = groups_of_rows(self.smem["rows"].at[slot], group, _ROWS // 8)
-                kept = load_rows_once(rows)
+        def step(j, state):
+            totals, slot, scale_slot, places = state
+            part = lax.rem(j, jnp.int32(SCALE_STEPS))
+            following = block.next_slot(slot)
+            held = load_rows_once(self.rows, places[0]) if plan.keeps_rows else None
+            product, sums = None, []
             for subtile, total in enumerate(totals):
-                if self.plan.takes_turns:
+                if plan.takes_turns:
                     wait_for_turn(self.warpgroup)
-                product = self.start(slot, subtile, product, kept)
-                if self.plan.takes_turns:
+                product = self.start(places, held, subtile, product)
+                if plan.takes_turns:
                     pass_turn(self.warpgroup)
-                scales = self.scales(scale_slot, step, subtile)
-                free = slot if subtile == self.subtiles - 1 else None
-                sums.append(self.add(total, product, free, scales, in_flight=0))
-            return tuple(sums), self.block.next_slot(slot)
+                if subtile == 0:
+                    wait = functools.partial(plgpu.barrier_wait, smem["scales_full"].at[scale_slot])
+                    pl.when(part == 0)(wait)
+                last = subtile == self.subtiles - 1
+                if last:
+                    wait = functools.partial(plgpu.barrier_wait, smem["full"].at[following])
+                    pl.when(j < steps - 1)(wait)
+                    places = self.places(following)
+                scales = self.scales(scale_slot, part, subtile)
+                total = self.add(total, product, slot if last else None, scales, in_flight=0)
+                sums.append(computed_here(total))
+            read_before_tma_writes()
+            next_scales = block.next_scale_slot(scale_slot)
+            scale_slot = lax.select(part == SCALE_STEPS - 1, next_scales, scale_slot)
+            return tuple(sums), following, scale_slot, places
 
-        return lax.fori_loop(0, SCALE_STEPS, one_step, (totals, slot))
+        state = totals, slot, scale_slot, self.places(slot)
+        totals, slot, scale_slot, _ = lax.fori_loop(0, steps, step, state)
+        return totals, slot, scale_slot
 
-    def start(self, slot, subtile=0, over=None, kept=None):
+    def places(self, slot):
+        """Where this warpgroup's rows and all columns of a stage are."""
+        return self.rows.place(slot, self.warpgroup * self.plan.wg_rows), self.cols.place(slot)
+
+    def start(self, places, held=None, subtile=0, over=None):
         """Starts the product of a stage that has come, with 64 of this warpgroup's rows."""
-        if kept is not None:
-            if over is not None:
-                over = over, lax.shift_right_logical(self.block.cluster, jnp.int32(28))
-            cols = groups_of_rows(self.smem["cols"].at[slot], subtile * (BLOCK // 8), BLOCK // 8)
-            return start_product(kept, cols, self.shape, over)
-        group = self.warpgroup * (self.plan.wg_rows // 8) + subtile * (_ROWS // 8)
-        rows = groups_of_rows(self.smem["rows"].at[slot], group, _ROWS // 8)
         if over is not None:  # no grid is that large
             over = over, lax.shift_right_logical(self.block.cluster, jnp.int32(28))
-        return start_product(rows, self.smem["cols"].at[slot], self.shape, over)
+        a, b = places
+        if held is not None:
+            b = self.cols.below(b, subtile * BLOCK)
+            return start_product(self.rows, held, self.cols, b, self.shape, over)
+        a = self.rows.below(a, subtile * _ROWS)
+        return start_product(self.rows, a, self.cols, b, self.shape, over)
 
     def add(self, total, product, slot, scales, in_flight):
         """`total` and a product, scaled; `slot`, if not None, goes back to the loader."""
