@@ -20,6 +20,7 @@ The rules, each with a test:
 
 import contextlib
 import functools
+import sys
 import weakref
 
 import jax
@@ -232,6 +233,10 @@ class _Wrapped:
 
         self.with_vjp = jax.jit(with_vjp, static_argnums=(0, 1)) if jit else with_vjp
         self.pull = maybe_jit(lambda pullback, cotangents: pullback(cotangents)[0])
+
+    def __del__(self):
+        if not sys.is_finalizing():  # to free what was compiled, JAX makes its device current
+            keeps_current_device(self.__dict__.clear)()
 
     @keeps_current_device
     def __call__(self, args, kwargs):

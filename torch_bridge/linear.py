@@ -21,6 +21,7 @@ from torch_bridge import autograd, weights
 from torch_bridge.layouts import best_layout, to_layout
 from torch_bridge.ops import weight_arguments
 from torch_bridge.runner import Operands, Runner, Scheme, runner_for
+from torch_bridge.streams import keeps_current_device
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _STATE = "_jaxkernels"
@@ -71,6 +72,7 @@ class LinearRuntime:
         self._read = read
         self._activation = activation
 
+    @keeps_current_device
     def process_weights_after_loading(self, kernel: LinearKernel, layer) -> None:
         """Prepares a layer once. On an error the layer is as it was."""
         state = getattr(layer, _STATE, None)

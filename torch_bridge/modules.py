@@ -15,7 +15,7 @@ from torch_bridge import ops as _ops  # noqa: F401  (defines torch.ops.jaxkernel
 from torch_bridge.dlpack import to_jax, to_torch
 from torch_bridge.layouts import best_layout, to_layout
 from torch_bridge.runner import Operands, Runner, Scheme, runner_for
-from torch_bridge.streams import working_on
+from torch_bridge.streams import keeps_current_device, working_on
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -176,6 +176,7 @@ class QuantLinear(nn.Module):
         """Which kernel class serves this layer, what runs m rows, and why not the others."""
         return self.choice.explain(m, self.out_features, self.in_features)
 
+    @keeps_current_device
     def _choose(self) -> Choice:
         config = self.recipe.config(self.out_features, self.in_features, self.dtype)
         return choose_kernel(config, device=_platform_of(self.data.device))
@@ -281,6 +282,7 @@ def _as_integers(buffers):
     }
 
 
+@keeps_current_device
 def why_not(linear: nn.Module, recipe: str | Recipe) -> str | None:
     """Why a recipe cannot run on a layer, or None if it can."""
     recipe = get_recipe(recipe)

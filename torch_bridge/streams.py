@@ -24,7 +24,8 @@ def keeps_current_device(function):
     """`function`, after which torch's current device is what it was.
 
     JAX leaves the device it worked on current in the thread that called it (0.11.2, seen with two
-    H200s on 2026-11-22), and torch takes what is current for its own choice.
+    H200s on 2026-11-28), and torch takes what is current for its own choice. It does so when it
+    computes, when it starts (the last device is current then), and when it frees a program.
     """
 
     @functools.wraps(function)

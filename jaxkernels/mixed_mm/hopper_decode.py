@@ -36,6 +36,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mixed_mm.scales import Scales
 from jaxkernels.mosaic import convert
+from jaxkernels.mosaic.arrivals import by_first_warp, copy_in, release
 from jaxkernels.mosaic.cluster import exchange_outputs, exchange_scratch, sum_over_cluster
 from jaxkernels.mosaic.convert import TILE
 from jaxkernels.mosaic.launch import wait_for_previous_kernel
@@ -191,22 +192,21 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
             plgpu.copy_smem_to_gmem(window(smem["out"].at[wn]), gmem["out"].at[place])
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
-        @pl.when(warpgroup == warpgroups)
-        def _memory():
+        def load_all():
             def load_weights(i, _=None):
                 slot = i & (c.stages - 1)
                 k_step = rank * steps + i
                 full = smem["full"].at[slot]
                 rows = pl.ds(row_tile, c.wg_n)
                 words = pl.ds(k_step * (tiles * fmt.bits), tiles * fmt.bits)
-                plgpu.copy_gmem_to_smem(gmem["w"].at[rows, words], smem["w"].at[slot], full)
+                copy_in(gmem["w"].at[rows, words], smem["w"].at[slot], full)
                 if grouped:
                     spans = {"scale": (scales.span, max(1, c.tile_k // scales.span))}
                     spans |= {"zero": (group, zero_groups)} if zeros else {}
                     for name, (span, count) in spans.items():
                         entries = pl.ds(lax.div(k_step * c.tile_k, span), count)
                         source = gmem[name].at[rows, entries]
-                        plgpu.copy_gmem_to_smem(source, smem[name].at[slot], full)
+                        copy_in(source, smem[name].at[slot], full)
 
             def load_x(i, _=None):
                 slot = i & (c.stages - 1)
@@ -214,7 +214,7 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
                     columns = pl.ds((rank * steps + i) * c.tile_k + t * TILE, TILE)
                     source = gmem["x"].at[pl.ds(m0, c.tile_m), columns]
                     target = window(smem["x"].at[slot, t])
-                    plgpu.copy_gmem_to_smem(source, target, smem["full"].at[slot])
+                    copy_in(source, target, smem["full"].at[slot])
 
             def load(i, _):
                 @pl.when(i >= c.stages)
@@ -233,10 +233,14 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
             lax.fori_loop(0, ahead, load_x, None)
             if problem.bias:
                 source = gmem["bias"].at[pl.ds(row_tile * TILE, tile_n)]
-                plgpu.copy_gmem_to_smem(source, smem["bias"], smem["bias_full"])
+                copy_in(source, smem["bias"], smem["bias_full"])
             lax.fori_loop(ahead, steps, load, None)
             for i in range(max(0, steps - c.stages), steps):  # every phase is seen by all
                 plgpu.barrier_wait(smem["empty"].at[i & (c.stages - 1)])
+
+        @pl.when(warpgroup == warpgroups)
+        def _memory():
+            by_first_warp(load_all)
 
         @pl.when(warpgroup < warpgroups)
         def _compute():
@@ -324,7 +328,7 @@ def _sum_of_groups(c, own, chain, steps, smem, sum_scale, words_of, multiply):
                 acc, scale, done = pending
                 part = plgpu.wgmma_accumulator_load(acc, wait_n=in_flight)
                 if done is not None:
-                    convert.release(smem["empty"].at[done])
+                    release(smem["empty"].at[done])
                 return result + part * _across(scale, c.tile_m)
 
             for u in range(unroll):
@@ -368,7 +372,7 @@ def _one_sum(c, own, steps, smem, words_of, multiply):
                 plgpu.wgmma_wait(1)
                 if t == 0:  # everything before this tile is done, all of the last slot with it
                     before = smem["empty"].at[(i - 1) & (c.stages - 1)]
-                    convert.release(before, predicate=i > 0 if first else None)
+                    release(before, predicate=i > 0 if first else None)
             if own == 1 and unroll == 1:
                 plgpu.wgmma_wait(0)
 
@@ -378,7 +382,7 @@ def _one_sum(c, own, steps, smem, words_of, multiply):
 
         lax.fori_loop(0, steps // unroll, one_pass, None)
         total = acc[...]
-        convert.release(smem["empty"].at[(steps - 1) & (c.stages - 1)])
+        release(smem["empty"].at[(steps - 1) & (c.stages - 1)])
         return total
 
     return pl.run_scoped(accumulate, plgpu.ACC((TILE, c.tile_m), jnp.float32))

@@ -32,6 +32,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mixed_mm.scales import Scales
 from jaxkernels.mosaic import convert
+from jaxkernels.mosaic.arrivals import by_first_warp, copy_in, release
 from jaxkernels.mosaic.convert import TILE
 from jaxkernels.mosaic.device import trace_device
 from jaxkernels.mosaic.launch import wait_for_previous_kernel
@@ -131,15 +132,15 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
             full = smem["full"].at[slot]
             rows = pl.ds(row_tile, c.wg_n)
             words = pl.ds(j * (tiles * fmt.bits), tiles * fmt.bits)
-            plgpu.copy_gmem_to_smem(gmem["w"].at[rows, words], smem["w"].at[slot], full)
+            copy_in(gmem["w"].at[rows, words], smem["w"].at[slot], full)
             for name, span in spans.items():
                 entries = pl.ds(lax.div(j * c.tile_k, span), max(1, c.tile_k // span))
-                plgpu.copy_gmem_to_smem(gmem[name].at[rows, entries], smem[name].at[slot], full)
+                copy_in(gmem[name].at[rows, entries], smem[name].at[slot], full)
 
         def load_x(m0, j, slot):
             for t in range(tiles):
                 columns = pl.ds(j * c.tile_k + t * TILE, TILE)
-                plgpu.copy_gmem_to_smem(
+                copy_in(
                     gmem["x"].at[pl.ds(m0, c.tile_m), columns],
                     window(smem["x"].at[slot, t]),
                     smem["full"].at[slot],
@@ -158,7 +159,7 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
             if problem.bias:
                 plgpu.barrier_wait(smem["bias_free"])
                 source = gmem["bias"].at[pl.ds(row_tile * TILE, tile_n)]
-                plgpu.copy_gmem_to_smem(source, smem["bias"], smem["bias_full"])
+                copy_in(source, smem["bias"], smem["bias_full"])
 
             def step(j, slot):
                 load_weights(row_tile, j, slot)
@@ -171,13 +172,17 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
         def _memory():
             if c.compute_registers:
                 plgpu.set_max_registers(_MEMORY_REGISTERS, action="decrease")
-            if c.overlap:
-                load_ahead()
-            lax.fori_loop(0, num_tiles, load_tile, jnp.int32(ahead % c.stages))
-            # Blocks of a cluster signal each other's barriers: none leaves before the last signal.
-            lax.fori_loop(0, c.stages, lambda s, _: plgpu.barrier_wait(smem["free"].at[s]), None)
-            if problem.bias:
-                plgpu.barrier_wait(smem["bias_free"])
+
+            @by_first_warp
+            def _load():
+                if c.overlap:
+                    load_ahead()
+                lax.fori_loop(0, num_tiles, load_tile, jnp.int32(ahead % c.stages))
+                # Blocks of a cluster signal each other's barriers: none leaves before the last one.
+                for s in range(c.stages):
+                    plgpu.barrier_wait(smem["free"].at[s])
+                if problem.bias:
+                    plgpu.barrier_wait(smem["bias_free"])
 
         # ---- the compute warpgroups
 
@@ -216,7 +221,7 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
                         plgpu.wgmma_wait(1)
                         if t == 0:  # all products of the slot before are done
                             before = smem["free"].at[previous_slot(slot)]
-                            convert.release(before, predicate=j > 0 if first else None)
+                            release(before, predicate=j > 0 if first else None)
                     return next_slot(slot)
 
                 def one_pass(j, slot):
@@ -226,7 +231,7 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
 
                 end = lax.fori_loop(0, passes, one_pass, slot)
                 total = acc[...]
-                convert.release(smem["free"].at[previous_slot(end)])
+                release(smem["free"].at[previous_slot(end)])
                 return total, end
 
             total, slot = pl.run_scoped(product, plgpu.ACC((TILE, c.tile_m), jnp.float32))

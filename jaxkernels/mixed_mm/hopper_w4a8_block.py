@@ -10,6 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic import convert, convert8
+from jaxkernels.mosaic.arrivals import by_first_warp, copy_in, release
 from jaxkernels.mosaic.cluster import sum_over_cluster
 from jaxkernels.mosaic.convert8 import TILE_K, TILE_N, WORD_ROWS
 from jaxkernels.mosaic.launch import wait_for_previous_kernel
@@ -63,23 +64,26 @@ class Block:
     # ---- the memory warpgroup
 
     def load(self):
-        c, smem, gmem = self.c, self.smem, self.gmem
-        if c.compute_registers:
+        if self.c.compute_registers:
             plgpu.set_max_registers(MEMORY_REGISTERS, action="decrease")
+        by_first_warp(self.load_all)
+
+    def load_all(self):
+        c, smem, gmem = self.c, self.smem, self.gmem
 
         def load_weights(row_tile, j, slot):
             plgpu.barrier_wait(smem["free"].at[slot])
             full, rows = smem["full"].at[slot], pl.ds(row_tile, c.wg_n)
             tile = (self.rank_k * self.steps + j) * self.tiles
             words = pl.ds(tile * WORD_ROWS, self.tiles * WORD_ROWS)
-            plgpu.copy_gmem_to_smem(gmem["w"].at[rows, words], smem["w"].at[slot], full)
+            copy_in(gmem["w"].at[rows, words], smem["w"].at[slot], full)
             groups = gmem["scale"].at[rows, pl.ds(tile, self.tiles)]
-            plgpu.copy_gmem_to_smem(groups, smem["scale"].at[slot], full)
+            copy_in(groups, smem["scale"].at[slot], full)
 
         def load_x(m0, j, slot):
             tile = (self.rank_k * self.steps + j) * self.tiles
             for t in range(self.tiles):
-                plgpu.copy_gmem_to_smem(
+                copy_in(
                     gmem["x"].at[pl.ds(m0, c.tile_m), pl.ds((tile + t) * TILE_K, TILE_K)],
                     window(smem["x"].at[slot, t]),
                     smem["full"].at[slot],
@@ -109,7 +113,7 @@ class Block:
             for name in self.vectors:
                 start = m0 if name == "x_scale" else row_tile * TILE_N
                 source = gmem[name].at[pl.ds(start, smem[name].shape[0])]
-                plgpu.copy_gmem_to_smem(source, smem[name], smem["vectors_full"])
+                copy_in(source, smem[name], smem["vectors_full"])
             return slot
 
         lax.fori_loop(0, self.num_tiles, one_tile, jnp.int32(ahead % c.stages))
@@ -169,7 +173,7 @@ class Block:
                     plgpu.wgmma_wait(1)
                     if t == 0:  # everything before this tile is done, all of the last slot too
                         before = self.smem["free"].at[self.previous_slot(slot)]
-                        convert.release(before, predicate=j > 0 if first else None)
+                        release(before, predicate=j > 0 if first else None)
                 return self.next_slot(slot)
 
             def one_pass(j, slot):
@@ -179,7 +183,7 @@ class Block:
 
             end = lax.fori_loop(0, self.passes, one_pass, slot)
             total = acc[...]
-            convert.release(self.smem["free"].at[self.previous_slot(end)])
+            release(self.smem["free"].at[self.previous_slot(end)])
             return total, end
 
         return pl.run_scoped(body, plgpu.ACC((TILE_N, self.c.tile_m), jnp.float32))
@@ -199,7 +203,7 @@ class Block:
                     acc, scales, done = pending
                     part = plgpu.wgmma_accumulator_load(acc, wait_n=wait_n).astype(jnp.float32)
                     if done is not None:
-                        convert.release(self.smem["free"].at[done])
+                        release(self.smem["free"].at[done])
                     scales = lax.broadcast_in_dim(scales.astype(jnp.float32), shape, (0,))
                     return result + part * scales
 

@@ -61,7 +61,6 @@ __all__ = [
     "load_zeros",
     "multiply",
     "pack_tiles",
-    "release",
     "scale_kind",
     "scratch_type",
     "unpack_tiles",
@@ -168,17 +167,6 @@ def multiply(acc, a, b, scratch) -> None:
         plgpu.wgmma(acc, scratch, b)
     else:
         plgpu.wgmma(acc, a, b)
-
-
-def release(slot, predicate=None) -> None:
-    """Arrives at the barrier that gives a slot, read by threads, back to TMA.
-
-    On a GPU the arrival orders the reads before the copy that follows (CUTLASS's pipelines rest on
-    that too). The interpreter's model of the memory proxies wants a fence as well.
-    """
-    if is_interpreting():
-        plgpu.commit_smem()
-    plgpu.barrier_arrive(slot, predicate=predicate)
 
 
 def scratch_type(warpgroups: int, dtype) -> plgpu.SMEM:

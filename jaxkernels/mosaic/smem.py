@@ -9,7 +9,7 @@ is tiled (`matrix`), and TMA sees a plain two-dimensional box (`window`), so it 
 clips at ragged edges by itself.
 
     scratch = swizzled(slots, rows, dtype)
-    copy_gmem_to_smem(gmem.at[pl.ds(r, rows), pl.ds(k, width)], window(scratch.at[slot]), barrier)
+    copy_in(gmem.at[pl.ds(r, rows), pl.ds(k, width)], window(scratch.at[slot]), barrier)
     wgmma(acc, matrix(a.at[slot]), matrix(b.at[slot]).T)
 """
 

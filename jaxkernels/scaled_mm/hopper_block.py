@@ -11,6 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from jaxkernels.mosaic.arrivals import by_first_warp, copy_in, release
 from jaxkernels.mosaic.cluster import sum_over_cluster
 from jaxkernels.mosaic.launch import wait_for_previous_kernel
 from jaxkernels.mosaic.smem import copy_without_tma, matrix, window
@@ -62,13 +63,20 @@ class Block:
     # ---- the loading warpgroup
 
     def load(self):
-        plan, c, smem = self.plan, self.plan.config, self.smem
+        plan = self.plan
         if plan.needs_more_registers:
             plgpu.set_max_registers(plan.register_split()[0], action="decrease")
+        if plan.block_scaled and self.gmem["x_scale"].shape[1] % SCALE_STEPS:
+            self.load_all()  # scales of such rows take every thread
+        else:
+            by_first_warp(self.load_all)
+
+    def load_all(self):
+        plan, c, smem = self.plan, self.plan.config, self.smem
 
         def load_weight(j, n, slot):
             plgpu.barrier_wait(smem["free"].at[slot])
-            plgpu.copy_gmem_to_smem(
+            copy_in(
                 self.gmem["w"].at[pl.ds(n, c.tile_n), self.stage_of_k(j)],
                 window(smem["rows" if c.swap else "cols"].at[slot]),
                 smem["full"].at[slot],
@@ -76,7 +84,7 @@ class Block:
             )
 
         def load_x(j, m, n, slot, scale_slot):
-            plgpu.copy_gmem_to_smem(
+            copy_in(
                 self.gmem["x"].at[pl.ds(m, c.tile_m), self.stage_of_k(j)],
                 window(smem["cols" if c.swap else "rows"].at[slot]),
                 smem["full"].at[slot],
@@ -127,7 +135,7 @@ class Block:
         for name in self.vectors:
             start = m if name in ("x_scale", "azp") else n
             length = smem[name].shape[0]
-            plgpu.copy_gmem_to_smem(
+            copy_in(
                 self.gmem[name].at[pl.ds(start, length)], smem[name], smem["vectors_full"]
             )
 
@@ -145,7 +153,7 @@ class Block:
                     copy_without_tma(source, row, k, target, full)
                 else:
                     box = pl.ds(row, height), pl.ds(k, SCALE_STEPS)
-                    plgpu.copy_gmem_to_smem(source.at[box], target, full)
+                    copy_in(source.at[box], target, full)
 
         return lax.select(fresh, self.next_scale_slot(scale_slot), scale_slot)
 
@@ -213,12 +221,12 @@ class Block:
                 plgpu.barrier_wait(smem["full"].at[slot])
                 plgpu.wgmma(acc, *self.operands(slot))
                 plgpu.wgmma_wait(1)  # the step before is done with its slot
-                plgpu.barrier_arrive(smem["free"].at[self.previous_slot(slot)], predicate=j > 0)
+                release(smem["free"].at[self.previous_slot(slot)], predicate=j > 0)
                 return self.next_slot(slot)
 
             slot = lax.fori_loop(0, self.k_steps, step, carry[0])
             total = acc[...]
-            plgpu.barrier_arrive(smem["free"].at[self.previous_slot(slot)])
+            release(smem["free"].at[self.previous_slot(slot)])
             return total, (slot, carry[1])
 
         return pl.run_scoped(body, plgpu.ACC((plan.wg_rows, plan.cols), self.accumulator))

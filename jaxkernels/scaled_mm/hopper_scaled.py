@@ -36,6 +36,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from jaxkernels.mosaic.arrivals import release
 from jaxkernels.mosaic.smem import read_before_tma_writes, strided_vector
 from jaxkernels.mosaic.wgmma import (
     Tiles,
@@ -158,7 +159,7 @@ class ScaledProduct:
         """`total` and a product, scaled; `slot`, if not None, goes back to the loader."""
         part = finish_product(product, in_flight)
         if slot is not None:
-            plgpu.barrier_arrive(self.smem["free"].at[slot])
+            release(self.smem["free"].at[slot])
         return total + part * scales
 
     # ---- scales
