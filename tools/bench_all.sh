@@ -48,13 +48,17 @@ measure() { # FAMILY FLAGS...
 for family in fp8 int8 fp8-block int8-azp w8a8-linear; do
   measure "$family" --suite scaled_mm --families "$family"
 done
-for family in w4a16-zp w4a16-actorder w8a16-fp8 w8a16-fp8-block w4a8-fp8; do
+for family in w8a16-fp8 w8a16-fp8-block w4a8-fp8; do
   measure "$family" --suite mixed_mm --families "$family"
+done
+some="--ms 1,16,64,256,1024,4096"
+for family in w4a16-zp w4a16-actorder; do
+  measure "$family" --suite mixed_mm --families "$family" --groups=128 $some
 done
 # humming compiles for every shape, group and count of tokens, so it meets us once a type.
 vllm="--peers=torch,vllm"
 measure w4a16 --suite mixed_mm --families w4a16 --groups=128
-NAME=w4a16-groups measure w4a16 --suite mixed_mm --families w4a16 --groups=64,32,-1 $vllm
+NAME=w4a16-groups measure w4a16 --suite mixed_mm --families w4a16 --groups=64,32,-1 $some $vllm
 measure w8a16-int8 --suite mixed_mm --families w8a16-int8 --groups=-1
 NAME=w8a16-int8-g128 measure w8a16-int8 --suite mixed_mm --families w8a16-int8 --groups=128 $vllm
 measure w4a8-int8 --suite mixed_mm --families w4a8-int8 $vllm

@@ -345,7 +345,8 @@ def _sum_of_groups(c, own, chain, steps, smem, sum_scale, words_of, multiply):
                     else:
                         result, pending = add(1), None
                     if t % chain == chain - 1:
-                        pending = acc, sum_scale(slot, t - t % chain), slot if t == own - 1 else None
+                        done = slot if t == own - 1 else None
+                        pending = acc, sum_scale(slot, t - t % chain), done
             return add(0)
 
         accs = [plgpu.ACC((TILE, c.tile_m), jnp.float32)] * (chains * unroll)

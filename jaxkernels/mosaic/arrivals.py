@@ -68,9 +68,7 @@ def by_first_warp(body) -> None:
         body()
         return
 
-    @plgpu.inline_mgpu(
-        return_type=plgpu.ShapeDtypeStruct((), jnp.int32, plgpu.Layout.WG_SPLAT(()))
-    )
+    @plgpu.inline_mgpu(return_type=plgpu.ShapeDtypeStruct((), jnp.int32, plgpu.Layout.WG_SPLAT(())))
     def warp(_):
         index = arith.remui(_utils.warp_idx(), _utils.c(4, ir.IntegerType.get_signless(32)))
         return mgpu.FragmentedArray.splat(index, (), is_signed=True)

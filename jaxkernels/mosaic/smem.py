@@ -58,13 +58,6 @@ def matrix(tile):
     return _state.TransformedRef(tile.ref, (*tile.transforms, untile))
 
 
-def groups_of_rows(tile, first, count: int):
-    """`count` groups of 8 rows of a tile, from group `first` on: what `start_product` takes."""
-    if is_interpreting():
-        return tile.at[pl.ds(first * _SWIZZLE_ROWS, count * _SWIZZLE_ROWS)]
-    return tile.at[pl.ds(first, count)]
-
-
 def strided_vector(ref, shape: tuple[int, int], axis: int):
     """A vector whose elements are not adjacent in memory, along `axis` of a wgmma-shaped array."""
     if axis == 0:

@@ -15,7 +15,6 @@ from jaxkernels.mosaic.arrivals import by_first_warp, copy_in, release
 from jaxkernels.mosaic.cluster import sum_over_cluster
 from jaxkernels.mosaic.launch import wait_for_previous_kernel
 from jaxkernels.mosaic.smem import copy_without_tma, matrix, window
-from jaxkernels.mosaic.wgmma import pass_turn, wait_for_turn
 from jaxkernels.scaled_mm.hopper_config import BLOCK, SCALE_STEPS, TILE_K
 from jaxkernels.scaled_mm.hopper_scaled import ScaledProduct
 
@@ -135,9 +134,7 @@ class Block:
         for name in self.vectors:
             start = m if name in ("x_scale", "azp") else n
             length = smem[name].shape[0]
-            copy_in(
-                self.gmem[name].at[pl.ds(start, length)], smem[name], smem["vectors_full"]
-            )
+            copy_in(self.gmem[name].at[pl.ds(start, length)], smem[name], smem["vectors_full"])
 
     def load_scales(self, j, m, n, scale_slot):
         """Every fourth step the scales of the next four, of x's rows and of w's blocks."""
@@ -172,8 +169,6 @@ class Block:
             plgpu.barrier_arrive(smem["vectors_free"])
         if c.weights_first:
             wait_for_previous_kernel()
-        if plan.takes_turns:
-            pl.when(self.warpgroup == 1)(lambda: pass_turn(self.warpgroup))
 
         def one_tile(i, carry):
             m, n = self.tile(i)
@@ -200,8 +195,6 @@ class Block:
             return carry
 
         lax.fori_loop(0, self.num_tiles, one_tile, (jnp.int32(0), jnp.int32(0)))
-        if plan.takes_turns:  # the last turn passed
-            pl.when(self.warpgroup == 0)(lambda: wait_for_turn(self.warpgroup))
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     def operands(self, slot):

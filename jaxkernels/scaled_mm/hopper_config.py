@@ -214,14 +214,7 @@ class Plan:
         one = self.wg_rows * self.cols // 128
         if not self.block_scaled:
             return one
-        if self.keeps_rows:
-            return one + 64 + 16  # a product of 64 x 128, and the rows of 64 x 128 bytes
         return one + (2 if self.overlaps_scaling else 1) * self.cols // 2  # products of 64 rows
-
-    @property
-    def keeps_rows(self) -> bool:
-        """Whether a warpgroup keeps its rows of a stage in registers, for two products beside."""
-        return self.block_scaled and self.wg_rows == 64 and self.cols == 256
 
     @property
     def overlaps_scaling(self) -> bool:
@@ -229,17 +222,7 @@ class Plan:
 
         Two products of 64 x 128 and their sum are 192 registers, as many as two warpgroups have.
         """
-        apart = self.config.swap or self.config.warpgroups == 1
-        return self.wg_rows == 64 and self.cols <= 128 and apart
-
-    @property
-    def takes_turns(self) -> bool:
-        """Whether two warpgroups with one product each alternate at the tensor core.
-
-        Left alone they start together and then scale together: 128 x 192 took 1.19 times as long.
-        Of 256 x 128, two products a step, the order made no difference. (H200, 2026-11-22)
-        """
-        return False
+        return self.wg_rows == 64 and self.cols <= 128
 
     @property
     def needs_more_registers(self) -> bool:
@@ -308,7 +291,7 @@ class Plan:
                 f"block scales: 64 rows of w a warpgroup, got {self.wg_rows}",
             ),
             (
-                self.accumulator_registers + (24 if self.keeps_rows else 40) <= min(budget, 255),
+                self.accumulator_registers + 40 <= min(budget, 255),
                 f"{self.accumulator_registers} accumulator registers in a budget of {budget}",
             ),
             (smem <= device.smem_bytes, f"{smem} bytes of shared memory of {device.smem_bytes}"),

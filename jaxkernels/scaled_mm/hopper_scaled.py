@@ -8,19 +8,20 @@ The tensor core adds float8 products with about 14 bits, so each step of K start
 own, and float32 registers add what it gives, scaled. While a warpgroup scales, the tensor core
 must have other work. Two ways, by what the registers hold:
 
-    overlapped   two products of a warpgroup in flight: of a step, and of the one before
-                 tensor core   | step 0 | step 1 | step 2 | ...
-                 registers              |  + 0   |  + 1   | ...
-    in turns     one product a warpgroup, of larger tiles; the other's runs under its scaling
-                 tensor core   | wg 0, step 0 | wg 1, step 0 | wg 0, step 1 | ...
-                 wg 0          |              |     + 0      |              | + 1
+    overlapped     two products of a warpgroup in flight: of a step, and of the one before
+                   tensor core   | step 0 | step 1 | step 2 | ...
+                   registers              |  + 0   |  + 1   | ...
+    one at a time  one product a warpgroup, of larger tiles; the other's runs under its scaling
+                   tensor core   | wg 0, step 0 | wg 1, step 0 | wg 0, step 1 | ...
+                   wg 0          |   find step 1   |  + 0      |              | + 1
 
-What bounds both is shared memory: a step of 128 x 128 moves 80 KiB through it (TMA writes each
-stage once, each product of 64 rows reads those and all columns), 640 clocks at 128 bytes each
-against 512 of the tensor core. Overlapped steps take 1.03 of that, as far as any width was tried.
-256 x 128 moves 10% less for the same work and takes 1.08 of it; the warpgroups' own scaling is no
-longer quite hidden. Three warpgroups with 192 x 128 were no faster where they filled the GPU as
-well, nor were pairs of blocks that share loads, but with two tiles along M. (H200, 2026-11-22)
+What is between two products of a warpgroup counts: waits, addresses and 64 multiply-adds a thread
+have to fit under the other's 256 clocks. With all of them after the product the tensor core was
+busy for 79% of the clocks (256 x 128 tiles, 4096 x 8192 x 8192, ncu), with waits and addresses
+found while it runs for 84%; DeepGEMM's kernel, built alike, 87%. The clock is what power leaves:
+1.52 to 1.61 GHz. Turns at a barrier of their own cost 4%. Rows held in registers for two products
+beside each other (128 x 256), which halves what shared memory gives, were 5% slower: shared memory
+is not what bounds it (67 to 72% busy). (H200, 2026-11-28)
 
 A tile of w has one scale a step, or two where it reaches into the next 128 rows: its columns come
 in chunks that no edge of 128 divides.
@@ -38,15 +39,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic.arrivals import release
 from jaxkernels.mosaic.smem import read_before_tma_writes, strided_vector
-from jaxkernels.mosaic.wgmma import (
-    Tiles,
-    computed_here,
-    finish_product,
-    load_rows_once,
-    pass_turn,
-    start_product,
-    wait_for_turn,
-)
+from jaxkernels.mosaic.wgmma import Tiles, computed_here, finish_product, start_product
 from jaxkernels.scaled_mm.hopper_config import BLOCK, SCALE_STEPS
 
 _ROWS = 64  # of a product
@@ -60,8 +53,6 @@ class ScaledProduct:
         self.warpgroup = block.warpgroup
         self.shape = _ROWS, self.plan.cols
         self.subtiles = self.plan.wg_rows // _ROWS
-        if self.plan.keeps_rows:
-            self.shape, self.subtiles = (_ROWS, BLOCK), self.plan.cols // BLOCK
         self.rows, self.cols = Tiles(self.smem["rows"]), Tiles(self.smem["cols"])
         self.w_inside = lax.rem(n, jnp.int32(BLOCK))  # rows of w's block before the tile
 
@@ -71,8 +62,7 @@ class ScaledProduct:
         totals = (zero,) * self.subtiles
         run = self.overlapped if self.plan.overlaps_scaling else self.one_at_a_time
         totals, *carry = run(totals, *carry)
-        axis = 1 if self.plan.keeps_rows else 0
-        total = totals[0] if self.subtiles == 1 else jnp.concatenate(totals, axis=axis)
+        total = totals[0] if self.subtiles == 1 else jnp.concatenate(totals, axis=0)
         return total, tuple(carry)
 
     def overlapped(self, totals, slot, scale_slot):
@@ -104,22 +94,16 @@ class ScaledProduct:
         Nothing but scaling is between two of them: what a product waits for, and where it is, is
         found while the one before runs.
         """
-        block, smem, plan = self.block, self.smem, self.plan
-        steps = block.k_steps
+        block, smem, steps = self.block, self.smem, self.block.k_steps
         plgpu.barrier_wait(smem["full"].at[slot])
 
         def step(j, state):
             totals, slot, scale_slot, places = state
             part = lax.rem(j, jnp.int32(SCALE_STEPS))
             following = block.next_slot(slot)
-            held = load_rows_once(self.rows, places[0]) if plan.keeps_rows else None
             product, sums = None, []
             for subtile, total in enumerate(totals):
-                if plan.takes_turns:
-                    wait_for_turn(self.warpgroup)
-                product = self.start(places, held, subtile, product)
-                if plan.takes_turns:
-                    pass_turn(self.warpgroup)
+                product = self.start(places, subtile, product)
                 if subtile == 0:
                     wait = functools.partial(plgpu.barrier_wait, smem["scales_full"].at[scale_slot])
                     pl.when(part == 0)(wait)
@@ -144,14 +128,11 @@ class ScaledProduct:
         """Where this warpgroup's rows and all columns of a stage are."""
         return self.rows.place(slot, self.warpgroup * self.plan.wg_rows), self.cols.place(slot)
 
-    def start(self, places, held=None, subtile=0, over=None):
+    def start(self, places, subtile=0, over=None):
         """Starts the product of a stage that has come, with 64 of this warpgroup's rows."""
         if over is not None:  # no grid is that large
             over = over, lax.shift_right_logical(self.block.cluster, jnp.int32(28))
         a, b = places
-        if held is not None:
-            b = self.cols.below(b, subtile * BLOCK)
-            return start_product(self.rows, held, self.cols, b, self.shape, over)
         a = self.rows.below(a, subtile * _ROWS)
         return start_product(self.rows, a, self.cols, b, self.shape, over)
 
@@ -168,8 +149,6 @@ class ScaledProduct:
         """x's scales times w's, over 64 rows and all columns of a product."""
         cols = self.plan.cols
         w_scales = self.smem["w_scales"]
-        if self.plan.keeps_rows:
-            return self.x_scales(slot, step, 0, BLOCK) * w_scales[slot, subtile, step]
         if self.plan.config.swap or BLOCK % cols == 0:
             return self.x_scales(slot, step, subtile, cols) * w_scales[slot, 0, step]
         chunks, width = [], math.gcd(cols, BLOCK)

@@ -9,7 +9,9 @@ its tensor cores, its L2 traffic and its share of the memory's bandwidth.
 
 Its constants were fitted on an H200 on 2026-11-22 to 190 timings of int8 and fp8, M = 1..4096, and
 300 of block-scaled fp8, of which it is 6% to 8% off (one standard deviation). A block-scaled step
-takes what it moves through shared memory, not what it multiplies: see `scaled_mm.hopper_scaled`.
+costs by what it moves through shared memory: not because that bounds it, but because it ranks
+tiles as the GPU does (30 problems, 486 timings, 2026-11-28: its choice 0.8% over the best on
+average, 5% at most; absolute times 8% high).
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _STEP_CLOCKS = 50  # of a stage, that are neither products nor hidden
 _SMEM_BYTES = 128  # that an SM's shared memory moves in a clock
 _SCALED_CLOCK = 1.7e9  # block-scaled products: what the two below were fitted at
 _OVERLAPPED = 0.98, 35  # a stage: times what shared memory moves, and clocks more,
-_IN_TURNS = 0.97, 130  # where a warpgroup's products wait for its scaling,
+_ONE_AT_A_TIME = 0.97, 130  # where a warpgroup's products wait for its scaling,
 _COLUMN_SCALE = 0.6  # for each column, where x's scales lie along them
 _COUPLED = 1.03  # where a pair of blocks shares w, and each waits for both;
 _APART, _APART_LOW = 1.08, 1.25  # not, w comes twice: in tiles of 128 rows, of 64
@@ -125,6 +127,9 @@ def candidates(problem: ScaledMMProblem, device: Device) -> tuple[Config, ...]:
         panel = 2048 // (tile_m * cluster_m) if problem.x_scale == "group" and not swap else 16
         base = Config(tile_m, tile_n, 2, swap, split, cluster_m, warpgroups=wgs, panel=panel)
         deep = _deepest(problem, base, device)
+        if deep is not None and _shares_rows(problem, deep, device):
+            fits = 16 * tile_m * problem.k <= device.l2_bytes / 3
+            deep = dataclasses.replace(deep, stages=3, cluster_n=2, panel=16 if fits else 8)
         if deep is not None:
             few = problem.m <= 128 or problem.x_scale == "group"
             limit = _OVERLAP_LIMIT if few else _OVERLAP_LIMIT_OF_MANY_ROWS
@@ -132,6 +137,18 @@ def candidates(problem: ScaledMMProblem, device: Device) -> tuple[Config, ...]:
             early = overlap and _worth_early_weights(problem, deep, device)
             found.append(dataclasses.replace(deep, overlap=overlap, weights_first=early))
     return tuple(found)
+
+
+def _shares_rows(problem: ScaledMMProblem, config: Config, device: Device) -> bool:
+    """Whether pairs of blocks share x's tile, as tall block-scaled tiles do in long kernels.
+
+    With three stages instead of four a whole tile is staged for sending: 4096 x 28672 x 4096 took
+    700 us and 712 without either (H200, 2026-11-28).
+    """
+    plan = Plan(problem, config)
+    tall = problem.x_scale == "group" and config.tile_m == 256 and config.tile_n == 128
+    long = plan.m_groups * plan.n_groups >= 3 * device.num_sms
+    return tall and long and config.stages > 3 and config.cluster == 1
 
 
 def _worth_early_weights(problem: ScaledMMProblem, config: Config, device: Device) -> bool:
@@ -186,7 +203,7 @@ def cost(problem: ScaledMMProblem, config: Config, device: Device) -> Cost:
     if plan.block_scaled:
         # TMA writes a stage once; each product of 64 rows reads those and all columns.
         moved = (plan.rows + plan.cols + plan.rows + plan.rows // 64 * plan.cols) * TILE_K
-        factor, more = _OVERLAPPED if plan.overlaps_scaling else _IN_TURNS
+        factor, more = _OVERLAPPED if plan.overlaps_scaling else _ONE_AT_A_TIME
         clocks, clock = factor * moved / _SMEM_BYTES + more, _SCALED_CLOCK
         if c.swap:
             clocks += _COLUMN_SCALE * plan.cols

@@ -2,18 +2,25 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """The building blocks of the Mosaic kernels, each by itself."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax._src.interpreters.mlir import make_ir_context
+from jax._src.lib.mlir import ir
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from jaxkernels.mosaic.arrivals import by_first_warp, copy_in, release
 from jaxkernels.mosaic.cluster import exchange_outputs, exchange_scratch, sum_over_cluster
+from jaxkernels.mosaic.compile import lower_program
 from jaxkernels.mosaic.device import abstract_mesh, trace_device
 from jaxkernels.mosaic.interpret import interpreted, is_interpreting
 from jaxkernels.mosaic.smem import matrix, swizzled, window
+from jaxkernels.mosaic.wgmma import Tiles, finish_product, start_product
 
 LANE = plgpu.CompilerParams(
     lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
@@ -178,3 +185,114 @@ def test_sum_over_a_cluster(size, parts, rng):
     with jax.sharding.use_abstract_mesh(abstract_mesh()):
         text = jax.jit(call).trace(x).lower(lowering_platforms=("cuda",)).as_text()
     assert "mosaic_gpu" in text
+
+
+def through_a_ring(rows: int, columns: int, slots: int):
+    """A copy of x, a row of tiles at a time through a ring of two stages."""
+
+    def kernel(x, out, ring, full, free):
+        thread = lax.axis_index("t")
+        steps = rows // 8
+
+        def load():
+            def step(i, _):
+                slot = lax.rem(i, jnp.int32(slots))
+                plgpu.barrier_wait(free.at[slot])
+                copy_in(x.at[pl.ds(i * 8, 8)], ring.at[slot], full.at[slot])
+
+            lax.fori_loop(0, steps, step, None)
+            lax.fori_loop(0, slots, lambda s, _: plgpu.barrier_wait(free.at[s]), None)
+
+        @pl.when(thread == 0)
+        def _():
+            by_first_warp(load)
+
+        @pl.when(thread == 1)
+        def _():
+            lax.fori_loop(0, slots, lambda s, _: release(free.at[s]), None)
+
+            def step(i, _):
+                slot = lax.rem(i, jnp.int32(slots))
+                plgpu.barrier_wait(full.at[slot])
+                out[pl.ds(i * 8, 8)] = ring[slot]
+                release(free.at[slot])
+
+            lax.fori_loop(0, steps, step, None)
+
+    return plgpu.kernel(
+        kernel,
+        out_type=jax.ShapeDtypeStruct((rows, columns), jnp.float32),
+        scratch_types=[
+            plgpu.SMEM((slots, 8, columns), jnp.float32),
+            plgpu.Barrier(num_barriers=slots),
+            plgpu.Barrier(num_barriers=slots),
+        ],
+        num_threads=2,
+        thread_name="t",
+        compiler_params=LANE,
+    )
+
+
+def test_a_ring_of_copies_and_releases(rng):
+    x = jnp.asarray(rng.normal(size=(40, 128)), jnp.float32)
+    with interpreted():
+        np.testing.assert_array_equal(through_a_ring(40, 128, 2)(x), x)
+
+
+@pytest.mark.gpu
+def test_gpu_a_ring_of_copies_and_releases(rng):
+    x = jnp.asarray(rng.normal(size=(4096, 128)), jnp.float32)
+    for _ in range(20):
+        np.testing.assert_array_equal(jax.jit(through_a_ring(4096, 128, 2))(x), x)
+
+
+def test_one_thread_signals_a_copy_and_one_of_each_warp_a_release():
+    """Read off the lowered module: how many arrivals each stands for, and that a thread is chosen.
+
+    Pallas's own would have all 128 threads arrive, each once.
+    """
+    struct = jax.ShapeDtypeStruct((40, 128), jnp.float32)
+    with jax.sharding.use_abstract_mesh(abstract_mesh()):
+        program = lower_program(through_a_ring(40, 128, 2), struct)
+    context = make_ir_context()
+    context.allow_unregistered_dialects = True
+    with context:
+        text = str(ir.Module.parse(program.kernels[0].module))
+    arrivals = re.findall(r"(@\S+ )?mbarrier\.arrive\.release[^;]*?, (\d+);", text)
+    assert sorted({count for _, count in arrivals}) == ["127", "32"], arrivals
+    assert all(predicate for predicate, _ in arrivals), arrivals
+
+
+def test_a_place_is_a_slot_and_a_row_of_it(rng):
+    """Products of two slots and two row offsets, by their places, interpreted."""
+    tiles = jnp.asarray(rng.integers(-4, 5, (2, 128, 128)), jnp.float8_e4m3fn)
+
+    def kernel(x, out, rows, cols, full):
+        for slot in range(2):
+            copy_in(x.at[slot], rows.at[slot], full)
+            copy_in(x.at[slot, pl.ds(0, 64)], cols.at[slot], full)
+        plgpu.barrier_wait(full)
+        left, right = Tiles(rows), Tiles(cols)
+        for slot in range(2):
+            for half in range(2):
+                a = left.below(left.place(jnp.int32(slot)), half * 64)
+                b = right.place(jnp.int32(1 - slot))
+                product = start_product(left, a, right, b, (64, 64))
+                out[slot, half] = finish_product(product, in_flight=0)
+
+    with interpreted():
+        run = plgpu.kernel(
+            kernel,
+            out_type=jax.ShapeDtypeStruct((2, 2, 64, 64), jnp.float32),
+            scratch_types=[
+                swizzled((2,), 128, jnp.float8_e4m3fn),
+                swizzled((2,), 64, jnp.float8_e4m3fn),
+                plgpu.Barrier(num_arrivals=4),
+            ],
+            compiler_params=LANE,
+        )
+        got = np.asarray(run(tiles))
+    x = np.asarray(tiles, np.float32)
+    for slot in range(2):
+        want = (x[slot] @ x[1 - slot, :64].T).reshape(2, 64, 64)
+        np.testing.assert_array_equal(got[slot], want)

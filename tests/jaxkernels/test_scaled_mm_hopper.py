@@ -82,10 +82,6 @@ INTERPRETED = {
         problem(200, 136, 1024, E4M3, "float32", scales=("group", "block")),
         Config(256, 128, 2),
     ),
-    "block-wide": (
-        problem(150, 480, 1024, E4M3, scales=("group", "block"), bias=True),
-        Config(128, 256, 3),
-    ),
     "block-shared-x": (
         problem(130, 250 // 8 * 8, 640, E4M3, scales=("group", "block")),
         Config(128, 128, 3, cluster_n=2),
