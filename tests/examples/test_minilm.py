@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import app
@@ -197,3 +198,31 @@ def test_a_time_limit_leaves_what_was_done(capsys):
         done.append(2)
     assert done == [1] and "INTERRUPTED" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def _at_the_door(x):
+    """What a linear layer of the JAX side makes of its float64 input, in float16."""
+    return minilm_jax._linear(lambda y: y.astype(jnp.float16).astype(jnp.float32), x)
+
+
+def _check_two_roundings():
+    """A little off halfway between two float16: float32 loses the little, one rounding does not."""
+    halfway = 1 + 2.0**-11 + np.arange(64) * 2.0**-10
+    x = np.concatenate([halfway + 2.0**-40, halfway - 2.0**-40])[None]
+    want = x.astype(np.float32).astype(np.float16).astype(np.float64)
+    with jax.enable_x64(True):
+        once = jax.lax.reduce_precision(jnp.asarray(x), exponent_bits=5, mantissa_bits=10)
+        assert (np.asarray(once) != want).sum() == 64
+        np.testing.assert_array_equal(jax.jit(_at_the_door)(jnp.asarray(x)), want)
+
+
+def test_a_linear_layer_rounds_its_input_to_float32_first():
+    _check_two_roundings()
+    with jax.enable_x64(True):  # by arithmetic: XLA may make one conversion of two
+        text = str(jax.make_jaxpr(_at_the_door)(jnp.zeros((1, 8), jnp.float64)))
+    assert text.index("reduce_precision[exponent_bits=8 mantissa_bits=23]") < text.index("f16")
+
+
+@pytest.mark.gpu
+def test_gpu_a_linear_layer_rounds_its_input_to_float32_first():
+    _check_two_roundings()
