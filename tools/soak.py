@@ -9,8 +9,8 @@ has been compiled (the first tenth), each minute and at the end, when no result 
 more than 2% on the host, or any in torch's or JAX's memory on the device, is a leak, and the exit
 status is 1.
 
-Measured 2026-11-28 on two CPU cores: 600 s, 125584 calls, host 1016 to 1018 MiB, flat. On an H200 it
-was cut off before its end: no wrong result by then, host 1850 MiB, device 159.
+Measured 2026-11-28 on two CPU cores: 600 s, 125584 calls, host 1016 to 1018 MiB, flat. On an H200
+it was cut off before its end: no wrong result by then, host 1850 MiB, device 159.
 """
 
 import gc
