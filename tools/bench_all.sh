@@ -24,9 +24,13 @@ wanted() { # by default all but held-out, which is many processes
   [[ $ONLY == *" $1 "* || ($ONLY == "  " && $1 != held-out) ]]
 }
 
+shapes() { # SHAPES or HELD_OUT of benchmarks/suites.py
+  "$PYTHON" -c "from benchmarks import suites; print(*(f'{n}x{k}' for n, k in suites.$1))"
+}
+
 warm() { # SOURCE SUITE FAMILY GROUPS
   wanted "$3" || return 0
-  for shape in 4096x4096 6144x4096 28672x4096 4096x14336 8192x8192 8192x28672; do
+  for shape in $(shapes SHAPES); do
     "$PYTHON" -m benchmarks --warm_only --peers="$1" --suite "$2" --families "$3" --groups="$4" --shapes "$shape" &
   done
 }
@@ -69,7 +73,7 @@ NAME=fp4 measure fp4 --suite mixed_mm --families fp4-nv,fp4-mx --ms 1,16,64,256,
 held_out() { # SUITE FAMILY MS FLAGS...
   local suite=$1 family=$2 ms=$3 shape m
   shift 3
-  for shape in 5120x5120 3584x18944 11008x4096 1536x8960; do
+  for shape in $(shapes HELD_OUT); do
     for m in ${ms//,/ }; do
       NAME=held-$family-$m-$shape measure held-out --suite "$suite" --families "$family" --sweep \
         --shapes "$shape" --ms "$m" --peers=torch "$@"

@@ -61,12 +61,12 @@ def main(minutes: float) -> int:
     if device == "cuda":
         torch.cuda.synchronize()  # the streams do not wait for the default one
     start, calls, first = time.time(), 0, None
-    shown = start + minutes * 6
+    due = start + minutes * 6
 
     def show():
-        nonlocal shown
+        nonlocal due
         held = memory(device)
-        shown = time.time() + 60
+        due = time.time() + 60
         seconds, host, on_device = time.time() - start, held[0] >> 20, held[1] >> 20
         print(
             f"{seconds:5.0f} s, {calls} calls: host {host} MiB, device {on_device} MiB", flush=True
@@ -86,7 +86,7 @@ def main(minutes: float) -> int:
             return 1
         calls += 1
         del x, y, want
-        if time.time() > shown:
+        if time.time() > due:
             held = show()
             first = first or held
     last = show()

@@ -34,7 +34,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxkernels.mixed_mm.scales import Scales
+from jaxkernels.mixed_mm.scales import Scales, add_scaled_sum
 from jaxkernels.mosaic import convert
 from jaxkernels.mosaic.arrivals import by_first_warp, copy_in, release
 from jaxkernels.mosaic.cluster import exchange_outputs, exchange_scratch, sum_over_cluster
@@ -72,6 +72,18 @@ class DecodeConfig:
     overlap: bool = True
 
 
+def zero_groups_a_stage(c: DecodeConfig, group: int) -> int:
+    """Groups whose zero points a stage brings: two where one would do and TMA moves no 64 bytes.
+
+    Example:
+      >>> zero_groups_a_stage(DecodeConfig(wg_n=1, tile_k=128), 128)
+      2
+      >>> zero_groups_a_stage(DecodeConfig(wg_n=2, tile_k=128), 128)
+      1
+    """
+    return max(1, c.tile_k // group) + (c.wg_n == 1 and c.tile_k <= group)
+
+
 def stages_a_pass(c: DecodeConfig, chains: int, steps: int) -> int:
     """How many of a block's `steps` stages one pass of the loop holds, where each of a stage's
     `chains` groups has an accumulator of its own: as many as registers have room for.
@@ -96,8 +108,7 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
     scales = Scales(problem, w, dtype, c.scale_on == "weight")
     grouped, on_weight = scales.grouped, scales.on_weight
     zeros = problem.zero_points
-    # Zero points of a stage: TMA moves 128 bytes at a time, two groups where one would do.
-    zero_groups = max(1, c.tile_k // group) + (c.wg_n == 1 and c.tile_k <= group)
+    zero_groups = zero_groups_a_stage(c, group)
 
     warpgroups = c.wg_n * c.wg_k
     tile_n = c.wg_n * TILE
@@ -322,15 +333,7 @@ def _sum_of_groups(c, own, chain, steps, smem, sum_scale, words_of, multiply):
 
     def one_pass(j, total):
         def accumulate(*accs):
-            result, pending = total, None  # the group that runs: (accumulator, scale, slot or None)
-
-            def add(in_flight):
-                acc, scale, done = pending
-                part = plgpu.wgmma_accumulator_load(acc, wait_n=in_flight)
-                if done is not None:
-                    release(smem["empty"].at[done])
-                return result + part * _across(scale, c.tile_m)
-
+            result, pending = total, None  # the group that runs, as `add_scaled_sum` takes it
             for u in range(unroll):
                 slot = (j * unroll + u) & (c.stages - 1)
                 plgpu.barrier_wait(smem["full"].at[slot])
@@ -343,11 +346,11 @@ def _sum_of_groups(c, own, chain, steps, smem, sum_scale, words_of, multiply):
                     if pending is None:
                         plgpu.wgmma_wait(1)
                     else:
-                        result, pending = add(1), None
+                        result, pending = add_scaled_sum(result, *pending, in_flight=1), None
                     if t % chain == chain - 1:
-                        done = slot if t == own - 1 else None
+                        done = smem["empty"].at[slot] if t == own - 1 else None
                         pending = acc, sum_scale(slot, t - t % chain), done
-            return add(0)
+            return add_scaled_sum(result, *pending, in_flight=0)
 
         accs = [plgpu.ACC((TILE, c.tile_m), jnp.float32)] * (chains * unroll)
         return pl.run_scoped(accumulate, *accs)

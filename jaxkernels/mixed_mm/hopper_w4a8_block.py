@@ -9,6 +9,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from jaxkernels.mixed_mm.scales import add_scaled_sum
 from jaxkernels.mosaic import convert, convert8
 from jaxkernels.mosaic.arrivals import by_first_warp, copy_in, release
 from jaxkernels.mosaic.cluster import sum_over_cluster
@@ -197,16 +198,7 @@ class Block:
 
             def body(*accs):
                 result, at = total, slot
-                pending = None  # the tile whose products run: (accumulator, scales, slot or None)
-
-                def add(wait_n):
-                    acc, scales, done = pending
-                    part = plgpu.wgmma_accumulator_load(acc, wait_n=wait_n).astype(jnp.float32)
-                    if done is not None:
-                        release(self.smem["free"].at[done])
-                    scales = lax.broadcast_in_dim(scales.astype(jnp.float32), shape, (0,))
-                    return result + part * scales
-
+                pending = None  # the tile whose products run, as `add_scaled_sum` takes it
                 for u in range(self.unroll):
                     plgpu.barrier_wait(self.smem["full"].at[at])
                     words = self.words(at, 0)
@@ -217,10 +209,11 @@ class Block:
                         self.multiply(acc, at, t, current, None)
                         scales = self.scales(at, t)
                         if pending is not None:
-                            result = add(1)
-                        pending = acc, scales, at if t == self.own - 1 else None
+                            result = add_scaled_sum(result, *pending, in_flight=1)
+                        done = self.smem["free"].at[at] if t == self.own - 1 else None
+                        pending = acc, scales, done
                     at = self.next_slot(at)
-                return add(0), at
+                return add_scaled_sum(result, *pending, in_flight=0), at
 
             return pl.run_scoped(body, *[plgpu.ACC(shape, jnp.int32)] * (self.own * self.unroll))
 

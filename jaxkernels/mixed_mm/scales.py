@@ -23,6 +23,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mixed_mm.prepare import scale_words
 from jaxkernels.mosaic import convert
+from jaxkernels.mosaic.arrivals import release
 from jaxkernels.mosaic.convert import TILE
 from jaxkernels.problem import MixedMMProblem
 from jaxkernels.quantized import QuantizedTensor
@@ -99,3 +100,18 @@ class Scales:
         elif self._left_out:
             factors.append(jnp.float32(2.0**self._left_out))
         return factors
+
+
+def add_scaled_sum(total, acc, scale, done, *, in_flight: int):
+    """total + acc * scale, once all but the `in_flight` youngest products are done.
+
+    Args:
+      total: float32 [rows of w, rows of x].
+      acc: accumulator of the same shape, of products in float32 or int32.
+      scale: one a row of w.
+      done: barrier of the slot that these products were the last to read, or None.
+    """
+    part = plgpu.wgmma_accumulator_load(acc, wait_n=in_flight).astype(jnp.float32)
+    if done is not None:
+        release(done)
+    return total + part * lax.broadcast_in_dim(scale.astype(jnp.float32), total.shape, (0,))

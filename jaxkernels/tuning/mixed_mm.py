@@ -15,7 +15,7 @@ import itertools
 
 import jax.numpy as jnp
 
-from jaxkernels.mixed_mm.hopper_decode import DecodeConfig, stages_a_pass
+from jaxkernels.mixed_mm.hopper_decode import DecodeConfig, stages_a_pass, zero_groups_a_stage
 from jaxkernels.mixed_mm.hopper_prefill import PrefillConfig
 from jaxkernels.mosaic.convert import FORMATS, TILE
 from jaxkernels.problem import Device, MixedMMProblem, Support
@@ -49,13 +49,14 @@ def shared_bytes(problem: MixedMMProblem, config: Config) -> int:
     """Shared memory of one block, in bytes, as Pallas will lay it out."""
     p, c = problem, config
     grouped = p.group < p.k
-    rows = c.stages * c.wg_n * max(1, c.tile_k // p.group) * TILE
+    groups = max(1, c.tile_k // p.group)
+    rows = c.stages * c.wg_n * groups * TILE
     sizes = [
         c.stages * c.wg_n * (c.tile_k // TILE) * _bits(p) * 512,
         c.stages * c.tile_m * c.tile_k * _x_bytes(p),
         1024,  # the interpreter's scratch, a stub on a GPU
         grouped * (rows // TILE * 128 if p.granularity == "block" else rows * _scale_bytes(p)),
-        (grouped and p.zero_points) * max(rows, c.stages * 2 * TILE),
+        (grouped and p.zero_points) * rows // groups * _zero_groups(p, c),
         p.bias * c.wg_n * TILE * 4,
     ]
     if isinstance(c, DecodeConfig):
@@ -69,6 +70,13 @@ def shared_bytes(problem: MixedMMProblem, config: Config) -> int:
         sizes.append(c.wg_n * 2 * TILE * TILE * 2)
     barriers = 8 * (2 * c.stages + 16)
     return sum(ceil_div(size, _ALIGN) * _ALIGN for size in sizes if size) + barriers + _ALIGN
+
+
+def _zero_groups(problem: MixedMMProblem, config: Config) -> int:
+    """Groups whose zero points a stage brings."""
+    if isinstance(config, DecodeConfig):
+        return zero_groups_a_stage(config, problem.group)
+    return max(1, config.tile_k // problem.group)
 
 
 def registers(problem: MixedMMProblem, config: Config) -> tuple[int, int]:
@@ -101,16 +109,13 @@ def legal(problem: MixedMMProblem, config: Config, device: Device) -> Support:
     own = c.tile_k // (c.wg_k if decode else 1)  # K of a stage that one warpgroup multiplies
     shared = shared_bytes(p, c)
     need, given = registers(p, c)
-    stage_groups = max(1, c.tile_k // group)
     clauses = [
         (c.tile_k % (TILE * (c.wg_k if decode else 1)) == 0, "tile_k in whole tiles a warpgroup"),
         (group == p.k or group % c.tile_k == 0 or c.tile_k % group == 0, "stages in whole groups"),
         (shared <= device.smem_bytes, f"needs {shared} bytes of shared memory"),
         (need <= given, f"needs about {need} registers a thread and can have {given}"),
         (
-            not (p.zero_points and group < p.k)
-            or c.wg_n * stage_groups % 2 == 0
-            or (decode and c.wg_n * stage_groups == 1),
+            not (p.zero_points and group < p.k) or c.wg_n * _zero_groups(p, c) % 2 == 0,
             "TMA copies of zero points in multiples of 128 bytes",
         ),
         (c.tile_m <= 256, "wgmma's N is at most 256"),

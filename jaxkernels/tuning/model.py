@@ -44,26 +44,33 @@ def row_bucket(m: int) -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def measured(kernel: str, device: Device) -> dict | list:
-    """The entries of a kernel's table for a device, empty where there is none.
+def measured_on(kernel: str, device: Device) -> Device | None:
+    """The device that a kernel's table for this one was measured on, None where there is no table.
 
     A part without a table of its own takes that of one with the same processor: an H100 that of
     the H200, whose memory is faster and whose SMs are the same.
 
     Example:
       >>> from jaxkernels.problem import DEVICES
-      >>> measured("mixed_mm", DEVICES["h100"]) == measured("mixed_mm", DEVICES["h200"]) != {}
+      >>> measured_on("mixed_mm", DEVICES["h100"]).name
+      'NVIDIA H200'
+      >>> measured_on("mixed_mm", DEVICES["h20"]) is None  # fewer SMs
       True
-      >>> measured("mixed_mm", DEVICES["h20"])  # fewer SMs
-      {}
     """
-    like = [d for d in DEVICES.values() if _processor(d) == _processor(device)]
-    for candidate in (device, *like):
-        name = "_".join(candidate.name.lower().split())
-        path = pathlib.Path(__file__).parent / "tables" / f"{kernel}_{name}.json"
-        if path.exists():
-            return json.loads(path.read_text())["entries"]
-    return {}
+    like = (d for d in DEVICES.values() if _processor(d) == _processor(device))
+    return next((d for d in (device, *like) if _table_path(kernel, d).exists()), None)
+
+
+@functools.lru_cache(maxsize=16)
+def measured(kernel: str, device: Device) -> dict | list:
+    """The entries of a kernel's table for a device (see `measured_on`), empty without one."""
+    source = measured_on(kernel, device)
+    return {} if source is None else json.loads(_table_path(kernel, source).read_text())["entries"]
+
+
+def _table_path(kernel: str, device: Device) -> pathlib.Path:
+    name = "_".join(device.name.lower().split())
+    return pathlib.Path(__file__).parent / "tables" / f"{kernel}_{name}.json"
 
 
 def _processor(device: Device) -> tuple:

@@ -22,7 +22,7 @@ import itertools
 
 from jaxkernels.problem import Device, ScaledMMProblem
 from jaxkernels.scaled_mm.hopper_config import TILE_K, Config, Plan, ceil_div, wgmma_columns
-from jaxkernels.tuning.model import measured
+from jaxkernels.tuning.model import measured, measured_on
 
 _MACS_PER_CLOCK = 4096  # of an SM, 8-bit operands
 _CLOCK = 1.6e9  # what an H200 sustains with every tensor core at work
@@ -102,7 +102,7 @@ def explain(problem: ScaledMMProblem, device: Device, count: int = 5) -> str:
     lines = [f"{cost}  {config}" for cost, config in ranked(problem, device)[:count]]
     entry = _from_table(problem, device)
     if entry is not None:
-        lines.insert(0, f"measured table: {entry}")
+        lines.insert(0, f"measured on {measured_on('scaled_mm', device).name}: {entry}")
     return "\n".join(lines)
 
 
@@ -127,15 +127,16 @@ def candidates(problem: ScaledMMProblem, device: Device) -> tuple[Config, ...]:
         panel = 2048 // (tile_m * cluster_m) if problem.x_scale == "group" and not swap else 16
         base = Config(tile_m, tile_n, 2, swap, split, cluster_m, warpgroups=wgs, panel=panel)
         deep = _deepest(problem, base, device)
-        if deep is not None and _shares_rows(problem, deep, device):
+        if deep is None:
+            continue
+        if _shares_rows(problem, deep, device):
             fits = 16 * tile_m * problem.k <= device.l2_bytes / 3
             deep = dataclasses.replace(deep, stages=3, cluster_n=2, panel=16 if fits else 8)
-        if deep is not None:
-            few = problem.m <= 128 or problem.x_scale == "group"
-            limit = _OVERLAP_LIMIT if few else _OVERLAP_LIMIT_OF_MANY_ROWS
-            overlap = cost(problem, deep, device).total < limit
-            early = overlap and _worth_early_weights(problem, deep, device)
-            found.append(dataclasses.replace(deep, overlap=overlap, weights_first=early))
+        few = problem.m <= 128 or problem.x_scale == "group"
+        limit = _OVERLAP_LIMIT if few else _OVERLAP_LIMIT_OF_MANY_ROWS
+        overlap = cost(problem, deep, device).total < limit
+        early = overlap and _worth_early_weights(problem, deep, device)
+        found.append(dataclasses.replace(deep, overlap=overlap, weights_first=early))
     return tuple(found)
 
 

@@ -9,18 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax._src.interpreters.mlir import make_ir_context
-from jax._src.lib.mlir import ir
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic.arrivals import by_first_warp, copy_in, release
 from jaxkernels.mosaic.cluster import exchange_outputs, exchange_scratch, sum_over_cluster
-from jaxkernels.mosaic.compile import lower_program
 from jaxkernels.mosaic.device import abstract_mesh, trace_device
 from jaxkernels.mosaic.interpret import interpreted, is_interpreting
 from jaxkernels.mosaic.smem import matrix, swizzled, window
 from jaxkernels.mosaic.wgmma import Tiles, finish_product, start_product
+
+from .lowered import kernel_texts
 
 LANE = plgpu.CompilerParams(
     lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
@@ -252,12 +251,7 @@ def test_one_thread_signals_a_copy_and_one_of_each_warp_a_release():
     Pallas's own would have all 128 threads arrive, each once.
     """
     struct = jax.ShapeDtypeStruct((40, 128), jnp.float32)
-    with jax.sharding.use_abstract_mesh(abstract_mesh()):
-        program = lower_program(through_a_ring(40, 128, 2), struct)
-    context = make_ir_context()
-    context.allow_unregistered_dialects = True
-    with context:
-        text = str(ir.Module.parse(program.kernels[0].module))
+    (text,) = kernel_texts(through_a_ring(40, 128, 2), struct)
     arrivals = re.findall(r"(@\S+ )?mbarrier\.arrive\.release[^;]*?, (\d+);", text)
     assert sorted({count for _, count in arrivals}) == ["127", "32"], arrivals
     assert all(predicate for predicate, _ in arrivals), arrivals

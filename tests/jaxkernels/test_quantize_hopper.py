@@ -18,11 +18,12 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic import rowreduce
-from jaxkernels.mosaic.compile import lower_program
 from jaxkernels.mosaic.device import abstract_mesh
 from jaxkernels.mosaic.interpret import interpreted
 from jaxkernels.problem import DEVICES, QuantizeOperands, QuantizeProblem
 from jaxkernels.quantize import hopper
+
+from .lowered import kernel_texts
 
 F32 = np.float32
 H200 = DEVICES["h200"]
@@ -194,17 +195,12 @@ def test_few_groups(m, k, group, more, rng):
     check(p, o, got)
 
 
-def layout_conflicts(module: bytes) -> list[str]:
+def layout_conflicts(text: str) -> list[str]:
     """Register layouts that a lowered kernel converts without knowing how: it would not compile.
 
     Mosaic leaves such a pair of casts in the module, and only the compiler on a GPU finds it.
     """
-    from jax._src.interpreters import mlir
-    from jax._src.lib.mlir import ir
-
-    with mlir.make_ir_context() as context:
-        context.allow_unregistered_dialects = True
-        lines = str(ir.Module.parse(module)).splitlines()
+    lines = text.splitlines()
     made = dict(m.groups() for line in lines if (m := re.match(r"\s*(%\d+)(?::\d+)? = (.*)", line)))
     found = []
     for line in lines:
@@ -229,9 +225,7 @@ def test_a_layout_conflict_is_found():
         y_gmem[0, :512] = add(lambda _, a, b: a + b)(x, jnp.broadcast_to(x_gmem[0, 0], x.shape))
 
     struct = jax.ShapeDtypeStruct((1, 1024), jnp.float32)
-    with jax.sharding.use_abstract_mesh(abstract_mesh()):
-        program = lower_program(plgpu.kernel(body, out_type=struct), struct)
-    (conflict,) = layout_conflicts(program.kernels[0].module)
+    (conflict,) = layout_conflicts(kernel_texts(plgpu.kernel(body, out_type=struct), struct)[0])
     assert "WGSplat" in conflict and "WGStrided" in conflict
 
 
@@ -240,9 +234,8 @@ def test_layouts_agree(name):
     out, scale, more = SCHEMES[name]
     p = problem(16, 5120, out, scale, **more)
     leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: operands(p, jnp.zeros((p.m, p.k)))))
-    with jax.sharding.use_abstract_mesh(abstract_mesh()):
-        program = lower_program(lambda *a: hopper.run(p, jax.tree.unflatten(tree, a)), *leaves)
-    assert [c for k in program.kernels for c in layout_conflicts(k.module)] == []
+    texts = kernel_texts(lambda *a: hopper.run(p, jax.tree.unflatten(tree, a)), *leaves)
+    assert [c for text in texts for c in layout_conflicts(text)] == []
 
 
 @pytest.mark.parametrize("name", SCHEMES)

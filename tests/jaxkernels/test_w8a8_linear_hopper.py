@@ -8,16 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxlib.mlir import ir
 
 from jaxkernels import quantize, quantize_fp8, quantize_int8, scalar_types, scaled_mm, w8a8_linear
 from jaxkernels.mosaic import launch
-from jaxkernels.mosaic.compile import lower_program, make_ir_context
-from jaxkernels.mosaic.device import abstract_mesh
 from jaxkernels.mosaic.interpret import interpreted
 from jaxkernels.problem import DEVICES, QuantizeProblem, ScaledMMProblem
 from jaxkernels.quantize import hopper as quantization
 from jaxkernels.scaled_mm import hopper
+
+from .lowered import kernel_texts
 
 
 @pytest.mark.parametrize("activation", ["int8", "int8-asym", "fp8", "fp8-tensor"])
@@ -41,12 +40,7 @@ def test_the_linear_op_is_quantization_and_product(activation, rng):
 
 def early_starters(fn, *structs) -> list[bool]:
     """Of each kernel of a program: whether it lets the next one start before its own end."""
-    with jax.sharding.use_abstract_mesh(abstract_mesh()):
-        program = lower_program(fn, *structs)
-    context = make_ir_context()
-    context.allow_unregistered_dialects = True
-    with context:
-        texts = [str(ir.Module.parse(kernel.module)) for kernel in program.kernels]
+    texts = kernel_texts(fn, *structs)
     assert all("griddepcontrol" in text for text in texts)
     return ["griddepcontrol.launch" in text for text in texts]
 
