@@ -12,6 +12,7 @@ exited"; 13.0, seen 2026-11-28). memcheck of such a product was clean, and it gi
 """
 
 import copy
+import dataclasses
 import sys
 
 import jax
@@ -43,12 +44,13 @@ LAYERS = {
     "w4a16-zp": ("w4a16-g64-zp", (264, 512)),
     "w8a16": ("w8a16", (256, 512)),
 }
-# Weights that no recipe makes: type, group, granularity, shape.
+# Weights that no recipe makes: type, group, granularity or act-order, shape.
 WEIGHTS = {
     "nvfp4": (scalar_types.float4_e2m1f, 16, None, (264, 528)),
     "mxfp4": (scalar_types.float4_e2m1f, 32, None, (264, 544)),
     "fp8-blocks": (scalar_types.float8_e4m3fn, 128, "block", (264, 448)),
     "int8-g16": (scalar_types.int8, 16, None, (264, 528)),
+    "act-order": (scalar_types.uint4b8, 128, "act-order", (264, 1280)),
 }
 W4A8 = {"w4a8-fp8": split_scales, "w4a8-int8": lambda w: w}  # by the activations' type
 QUANTIZATIONS = {
@@ -86,7 +88,11 @@ def run_layer(recipe: str, n: int, k: int) -> int:
 def run_weights(kind, group: int, granularity: str | None, shape: tuple[int, int]) -> int:
     generator = np.random.default_rng(0)
     values = jnp.asarray(generator.standard_normal(shape), jnp.float32)
-    weight = quantize(values, kind, group, granularity=granularity)
+    if granularity == "act-order":
+        g_idx = jnp.asarray(generator.permutation(shape[1]) // group, jnp.int32)
+        weight = dataclasses.replace(quantize(values, kind, group), g_idx=g_idx)
+    else:
+        weight = quantize(values, kind, group, granularity=granularity)
     exact = np.asarray(dequantize(weight))
     leaves, tree = jax.tree.flatten(prepare(weight))
     given = [to_torch(leaf) for leaf in leaves]

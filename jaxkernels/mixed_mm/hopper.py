@@ -6,7 +6,8 @@ Both kernels read the same prepared weight (`mixed_mm.prepare`): `hopper_decode`
 where reading the weights is the time, and `hopper_prefill` for many, where the tensor cores are.
 `jaxkernels.tuning.mixed_mm` picks the kernel and its config; the type of the config says which.
 
-A call is one kernel launch; act-order adds one that gathers x's columns (`permute`).
+A call is one kernel launch. In act-order the decode kernel picks x's columns by itself where the
+rows fit beside its weights; otherwise a launch of its own does (`permute`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import jax
 
 from jaxkernels.mixed_mm.hopper_decode import DecodeConfig, decode
 from jaxkernels.mixed_mm.hopper_prefill import PrefillConfig, prefill
-from jaxkernels.mixed_mm.permute import MIN_COLUMNS, permute_columns
+from jaxkernels.mixed_mm.permute import MAX_COLUMNS, MIN_COLUMNS, permute_columns
 from jaxkernels.mixed_mm.prepare import HOPPER_FRAGMENT
 from jaxkernels.mixed_mm.prepare_shard import as_groups, is_shard
 from jaxkernels.mosaic.device import trace_device
@@ -68,8 +69,8 @@ def supports(problem: MixedMMProblem, device: Device) -> Support:
         (p.k % 8 == 0, f"TMA needs rows of x of a multiple of 16 bytes: k % 8 == 0, got k={p.k}"),
         (p.n % 8 == 0, f"TMA needs output rows of a multiple of 16 bytes: n % 8 == 0, got n={p.n}"),
         (
-            not p.g_idx or p.k >= MIN_COLUMNS,
-            f"act-order needs at least {MIN_COLUMNS} columns, got k={p.k}",
+            not p.g_idx or MIN_COLUMNS <= p.k <= MAX_COLUMNS,
+            f"act-order takes {MIN_COLUMNS} to {MAX_COLUMNS} columns, got k={p.k}",
         ),
         (max(p.m, p.n, p.k) < 2**31, "each size < 2**31"),
     )
@@ -88,8 +89,7 @@ def run(
     from jaxkernels.tuning import mixed_mm as tuning
 
     x, w, bias = operands
-    if w.g_idx is not None:  # prepared weights have their columns in this order
-        x = permute_columns(x, w.g_idx)
+    order = w.g_idx  # of a prepared weight's columns
     if is_shard(w):
         w = as_groups(w)
         k, group = w.shape[1], w.group_size
@@ -99,7 +99,10 @@ def run(
     legal = tuning.legal(problem, config, device)
     if not legal:
         raise ValueError(f"config: illegal for {problem}: {'; '.join(legal.reasons)}; got {config}")
-    kernel = decode if isinstance(config, DecodeConfig) else prefill
+    few = isinstance(config, DecodeConfig)
+    if order is not None and not (few and config.gather):
+        x = permute_columns(x, order)
+    kernel = decode if few else prefill
     return kernel(problem, MixedMMOperands(x, w, bias), config)
 
 

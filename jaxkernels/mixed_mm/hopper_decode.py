@@ -39,6 +39,14 @@ from jaxkernels.mosaic import convert
 from jaxkernels.mosaic.arrivals import by_first_warp, copy_in, release
 from jaxkernels.mosaic.cluster import exchange_outputs, exchange_scratch, sum_over_cluster
 from jaxkernels.mosaic.convert import TILE
+from jaxkernels.mosaic.gather import (
+    boxes,
+    clear,
+    columns_layout,
+    gather_into,
+    stage_rows,
+    staged_rows,
+)
 from jaxkernels.mosaic.launch import wait_for_previous_kernel
 from jaxkernels.mosaic.smem import matrix, swizzled, window
 from jaxkernels.problem import MixedMMOperands, MixedMMProblem
@@ -58,6 +66,8 @@ class DecodeConfig:
       stages: slots of the pipeline, a power of two.
       split_k: blocks of a cluster that share K: 1, 2, 4 or 8.
       scale_on: "accumulator" or "weight", see the module's docstring.
+      gather: the columns of x, up to 8 rows, are picked here for act-order, from whole rows of it
+        in shared memory; without it x comes in the order of w's columns.
       overlap: start while the kernel ahead on the stream still runs: the first stages of weights
         come meanwhile, and its results are waited for before x is read.
     """
@@ -70,6 +80,7 @@ class DecodeConfig:
     split_k: int = 1
     scale_on: str = "accumulator"
     overlap: bool = True
+    gather: bool = False
 
 
 def zero_groups_a_stage(c: DecodeConfig, group: int) -> int:
@@ -97,7 +108,7 @@ def stages_a_pass(c: DecodeConfig, chains: int, steps: int) -> int:
 
 
 def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeConfig) -> jax.Array:
-    """Runs the kernel; x is already in the order of w's columns (see `prepare`)."""
+    """Runs the kernel; without `config.gather` x is in the order of w's columns (see `prepare`)."""
     x, w, bias = operands
     c = config
     fmt = convert.FORMATS[problem.weight_type]
@@ -123,13 +134,13 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
 
     def kernel(*refs):
         names = ["x", "w", "scale"] + ["zero"] * zeros + ["global"] * problem.global_scale
-        names += ["bias"] * problem.bias + ["out"]
+        names += ["bias"] * problem.bias + ["order"] * c.gather + ["out"]
         names += ["board"] * (len(refs) - len(names))
         gmem = dict(zip(names, refs, strict=True))
         pl.run_scoped(lambda **smem: body(gmem, smem), collective_axes="wg", **scratch())
 
     def scratch():
-        copies = 1 + tiles + grouped + (grouped and zeros)
+        copies = 1 + (1 if c.gather else tiles) + grouped + (grouped and zeros)
         smem = dict(
             w=plgpu.SMEM((c.stages, c.wg_n, tiles * fmt.bits, convert.LANES), jnp.int32),
             x=swizzled((c.stages, tiles), c.tile_m, dtype),
@@ -146,6 +157,9 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
         if problem.bias:
             smem["bias"] = plgpu.SMEM((tile_n,), bias.dtype)
             smem["bias_full"] = plgpu.Barrier()
+        if c.gather:
+            smem["rows"] = staged_rows(m, k, dtype)
+            smem["rows_full"] = plgpu.Barrier(num_arrivals=boxes(k))
         if c.wg_k > 1:
             smem["halves"] = plgpu.SMEM((c.wg_k - 1, c.wg_n, TILE, c.tile_m), jnp.float32)
             smem["halves_full"] = plgpu.Barrier(num_arrivals=c.wg_n * (c.wg_k - 1))
@@ -235,23 +249,66 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
                 load_weights(i)
                 load_x(i)
 
+            def load_bias():
+                if problem.bias:
+                    source = gmem["bias"].at[pl.ds(row_tile * TILE, tile_n)]
+                    copy_in(source, smem["bias"], smem["bias_full"])
+
+            def order_of(i):
+                """Which columns of x the i-th stage multiplies."""
+                start = (rank * steps + jnp.minimum(i, steps - 1)) * c.tile_k
+                columns = gmem["order"].at[pl.ds(start, c.tile_k)]
+                return plgpu.load(columns, layout=columns_layout(c.tile_k), optimized=False)
+
+            def gather_all():
+                """x as a row of every stage: picked where a stage's slot is free."""
+                orders = tuple(order_of(i) for i in range(c.stages))
+                clear(smem["x"])
+                if c.overlap:
+                    wait_for_previous_kernel()
+                by_first_warp(lambda: stage_rows(gmem["x"], 0, smem["rows"], smem["rows_full"]))
+                load_bias()
+                plgpu.barrier_wait(smem["rows_full"])
+
+                def one_pass(j, orders):
+                    following = []
+                    for slot, order in enumerate(orders):
+                        i = j * c.stages + slot
+
+                        @pl.when(i < steps)
+                        def _(i=i, slot=slot, order=order):
+                            @pl.when(j > 0)
+                            def _reuse():
+                                plgpu.barrier_wait(smem["empty"].at[slot])
+                                load_weights(i)
+
+                            gather_into(smem["x"].at[slot], smem["rows"], order)
+                            plgpu.commit_smem()
+                            plgpu.barrier_arrive(smem["full"].at[slot])
+
+                        following.append(order_of(i + c.stages))
+                    return tuple(following)
+
+                lax.fori_loop(0, -(-steps // c.stages), one_pass, orders)
+
             # Packed weights never come from the kernel ahead (mosaic/launch.py); x and bias may.
             # Only this warpgroup has to wait: nothing is stored before x has been read.
-            ahead = min(c.stages, steps) if c.overlap else 0
+            ahead = min(c.stages, steps) if c.overlap or c.gather else 0
             lax.fori_loop(0, ahead, load_weights, None)
-            if c.overlap:
-                wait_for_previous_kernel()
-            lax.fori_loop(0, ahead, load_x, None)
-            if problem.bias:
-                source = gmem["bias"].at[pl.ds(row_tile * TILE, tile_n)]
-                copy_in(source, smem["bias"], smem["bias_full"])
-            lax.fori_loop(ahead, steps, load, None)
+            if c.gather:
+                gather_all()
+            else:
+                if c.overlap:
+                    wait_for_previous_kernel()
+                lax.fori_loop(0, ahead, load_x, None)
+                load_bias()
+                lax.fori_loop(ahead, steps, load, None)
             for i in range(max(0, steps - c.stages), steps):  # every phase is seen by all
                 plgpu.barrier_wait(smem["empty"].at[i & (c.stages - 1)])
 
         @pl.when(warpgroup == warpgroups)
         def _memory():
-            by_first_warp(load_all)
+            load_all() if c.gather else by_first_warp(load_all)
 
         @pl.when(warpgroup < warpgroups)
         def _compute():
@@ -318,7 +375,8 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
         ),
         kernel_name="mixed_mm_decode",
     )
-    optional = (w.zero_point if zeros else None, w.global_scale, bias)
+    optional = [w.zero_point if zeros else None, w.global_scale, bias]
+    optional.append(w.g_idx if c.gather else None)
     return call(x, w.data, scales.array, *(v for v in optional if v is not None))[0]
 
 

@@ -14,8 +14,12 @@ before the wait, and this is the rule that makes it safe: **a kernel lets the ne
 only if nobody takes what it writes for a weight**. Products may, and gathers of activations: a
 weight is packed or of 8 bits, their results are floats. Quantization may only where it quantizes
 the x of a product (`quantizing_x`): codes that a caller asks for can be a weight. Whatever else
-writes weights (XLA's kernels, torch's) lets nothing start early, so that it has ended; and a kernel
-lets the next one start only after its own wait, so that all older ones have ended too.
+writes weights (XLA's kernels, torch's) lets nothing start early, so that it has ended. What still
+runs when a kernel starts has therefore let it start, and writes no weight.
+
+A kernel lets the next one start after its own wait, so that two run at a time and share the SMs.
+A short one may do so before (`let_next_kernel_start`): three then run at a time, the first of them
+at its end.
 """
 
 from __future__ import annotations
@@ -46,6 +50,12 @@ def wait_for_previous_kernel(next_may_start: bool = True) -> None:
         return
     plgpu.griddepcontrol_wait()
     if next_may_start:
+        let_next_kernel_start()
+
+
+def let_next_kernel_start() -> None:
+    """The next kernel may start once every block of this one has called this, or has ended."""
+    if not is_interpreting():
         plgpu.griddepcontrol_launch_dependents()
 
 

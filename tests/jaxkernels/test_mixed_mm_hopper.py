@@ -139,6 +139,43 @@ def test_act_order_is_a_gather_of_x(rng):
     np.testing.assert_allclose(got, expected, rtol=2**-7, atol=2**-7 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize(
+    "m, k, config",
+    [
+        (1, 512, DecodeConfig(8, wg_n=1, tile_k=128, stages=2)),
+        (3, 512, DecodeConfig(8, wg_n=2, wg_k=2, tile_k=256, stages=4, scale_on="weight")),
+        (8, 768, DecodeConfig(8, wg_n=1, wg_k=2, tile_k=128, stages=4)),
+        (5, 1024, DecodeConfig(8, wg_n=1, tile_k=256, stages=2, split_k=2, overlap=False)),
+    ],
+    ids=str,
+)
+def test_columns_that_the_decode_kernel_picks_itself(rng, m, k, config):
+    """One-hot rows come back as weights, bit for bit, whatever column each place asks for."""
+    case = next(c for c in CASES if c.scalar_type == scalar_types.uint4b8 and c.group == 128)
+    w = random_weight(rng, case, 136, k, act_order=True)
+    columns = rng.choice(k, m, replace=False)
+    x = jnp.asarray(np.eye(k)[columns], jnp.bfloat16)
+    got = run(x, w, dataclasses.replace(config, gather=True))
+    expected = recovered(w, "bfloat16", config.scale_on)[:, columns].T
+    np.testing.assert_array_equal(np.asarray(got, np.float32), expected)
+
+
+@pytest.mark.parametrize(
+    "m, act_order, config, reason",
+    [
+        (3, False, DecodeConfig(8, 1, 1, 128, 2, gather=True), "act-order alone"),
+        (9, True, DecodeConfig(16, 1, 1, 128, 2, gather=True), "at most 8 rows"),
+        (3, True, DecodeConfig(8, 1, 1, 64, 2, gather=True), "some for every thread"),
+        (3, True, DecodeConfig(8, 1, 1, 512, 2, split_k=2, gather=True), "whole stages"),
+    ],
+)
+def test_what_cannot_be_picked_is_refused(rng, m, act_order, config, reason):
+    case = next(c for c in CASES if c.scalar_type == scalar_types.uint4b8 and c.group == 128)
+    w = random_weight(rng, case, 64, 512, act_order=act_order)
+    with pytest.raises(ValueError, match=reason):
+        run(jnp.ones((m, 512), jnp.bfloat16), w, config)
+
+
 def test_groups_that_do_not_fill_a_tile(rng):
     """K of three and a half tiles: what is beyond has a scale in the weight's words, and no x."""
     case = next(c for c in CASES if c.scale == "float8_e8m0fnu")

@@ -13,10 +13,13 @@ import pytest
 from jaxkernels import dequantize, mixed_mm, quantize
 from jaxkernels.mixed_mm.hopper_decode import DecodeConfig
 from jaxkernels.mixed_mm.hopper_prefill import PrefillConfig
-from jaxkernels.mixed_mm.prepare import prepare
+from jaxkernels.mixed_mm.prepare import HOPPER_FRAGMENT, prepare
 from jaxkernels.mosaic import convert
 from jaxkernels.mosaic.convert import FORMATS
+from jaxkernels.mosaic.device import trace_device
+from jaxkernels.problem import MixedMMProblem
 from jaxkernels.scalar_types import scalar_types
+from jaxkernels.tuning import mixed_mm as tuning
 
 from .mixed_mm_cases import (
     CASES,
@@ -59,7 +62,7 @@ def check_one_hot(w, dtype, config):
     same_values(got, recovered(w, dtype, getattr(config, "scale_on", "weight")).T)
 
 
-@pytest.mark.parametrize("i, case", enumerate(CASES), ids=str)
+@pytest.mark.parametrize("i, case", list(enumerate(CASES)), ids=str)
 def test_one_hot_rows_recover_each_weight_bit_for_bit(rng, i, case):
     """Every type with every kind of scale, over every code, by both kernels."""
     n, k = 200, 480 if case.group in (16, 32) else 512  # of small groups, half a tile at the end
@@ -70,15 +73,34 @@ def test_one_hot_rows_recover_each_weight_bit_for_bit(rng, i, case):
             check_one_hot(w, dtype, ON_SUM[i % 2])
 
 
-@pytest.mark.parametrize("i, case", enumerate(SHARDED), ids=str)
+@pytest.mark.parametrize("i, case", list(enumerate(SHARDED)), ids=str)
 def test_a_shard_of_act_order(rng, i, case):
     dtype = DTYPES[i % 2]
     check_one_hot(random_shard(rng, case, 200, 512, dtype), dtype, DECODE[i // 2 % 2])
 
 
+@pytest.mark.parametrize("m", [1, 3, 8, 16, 300])
+@pytest.mark.parametrize("n, k", [(4096, 4096), (1024, 14336), (512, 28672), (264, 1280)])
+def test_act_order(rng, m, n, k):
+    """By the decode kernel that picks x's columns itself, or after a gather, as tuning chooses."""
+    case = next(c for c in CASES if c.scalar_type == scalar_types.uint4b8 and c.group == 128)
+    w, columns = random_weight(rng, case, n, k, act_order=True), rng.choice(k, m, replace=False)
+    x = jnp.zeros((m, k), jnp.bfloat16).at[jnp.arange(m), columns].set(1)
+    problem = MixedMMProblem(
+        m, n, k, w.scalar_type, "bfloat16", "bfloat16", 128, g_idx=True, layout=HOPPER_FRAGMENT,
+        scale_dtype="bfloat16",
+    )  # fmt: skip
+    config = tuning.choose(problem, trace_device())
+    got = mixed_mm(x, prepare(w), implementation="hopper", config=config)
+    scale_on = getattr(config, "scale_on", "weight")
+    same_values(got, recovered(w, "bfloat16", scale_on)[:, columns].T)
+
+
 @pytest.mark.parametrize(
     "i, case",
-    enumerate(c for c in CASES if c.group == 32 and c.scale in ("activation", "float8_e8m0fnu")),
+    list(
+        enumerate(c for c in CASES if c.group == 32 and c.scale in ("activation", "float8_e8m0fnu"))
+    ),
     ids=str,
 )
 def test_scales_far_from_one(rng, i, case):

@@ -27,12 +27,14 @@ SHAPES = [(4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336), (8192, 8192)
 MS = (1, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 8192)
 
 
-def problem(m, n, k, scalar_type=scalar_types.uint4b8, group=128, dtype="bfloat16", bias=False):
+def problem(
+    m, n, k, scalar_type=scalar_types.uint4b8, group=128, dtype="bfloat16", bias=False, g_idx=False
+):
     return MixedMMProblem(
         m, n, k, scalar_type, dtype, dtype, group,
         "channel" if group == -1 else "group",
         zero_points=scalar_type in (scalar_types.uint4, scalar_types.uint8),
-        bias=bias, layout=HOPPER_FRAGMENT,
+        g_idx=g_idx, bias=bias, layout=HOPPER_FRAGMENT,
         scale_dtype="float32" if group == -1 else dtype,
     )  # fmt: skip
 
@@ -46,6 +48,7 @@ def lower(p: MixedMMProblem, config) -> str:
         data=struct((tiles, -(-p.k // 64) * bits, 128), jnp.int32),
         scale=struct((tiles, groups, 64), p.scale_dtype),
         zero_point=struct((tiles, groups, 64), jnp.uint8) if p.zero_points else None,
+        g_idx=struct((p.k,), jnp.int32) if p.g_idx else None,
         shape=(p.n, p.k), scalar_type=p.weight_type,
         group_shape=GroupShape(1, p.group_size), layout=HOPPER_FRAGMENT,
     )  # fmt: skip
@@ -92,6 +95,16 @@ CHOSEN = list(
 def test_what_tuning_chooses_lowers(shape, m):
     p = problem(m, *shape)
     assert "mosaic_gpu_v2" in lower(p, tuning.choose(p, H200))
+
+
+@pytest.mark.parametrize("m", [1, 2, 4, 8, 64, 1024])
+@pytest.mark.parametrize("shape", [*SHAPES, (5120, 5120), (3584, 18944)], ids=str)
+def test_act_order_is_one_kernel_where_few_rows_fit_and_two_elsewhere(shape, m):
+    p = problem(m, *shape, g_idx=True)
+    config = tuning.choose(p, H200)
+    picks = isinstance(config, DecodeConfig) and config.gather
+    assert picks or m * p.k > 16384
+    assert lower(p, config).count("mosaic_gpu_v2") == 2 - picks
 
 
 @pytest.mark.parametrize("group", [16, 32, 64, 128, -1])

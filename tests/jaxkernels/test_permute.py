@@ -9,18 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkernels.mixed_mm import mixed_mm, permute
-from jaxkernels.mixed_mm.permute import permute_columns, rows_a_block
+from jaxkernels.mixed_mm import mixed_mm
+from jaxkernels.mixed_mm.permute import MAX_COLUMNS, Cut, permute_columns
 from jaxkernels.mixed_mm.prepare import prepare
 from jaxkernels.mosaic.compile import lower_program
 from jaxkernels.mosaic.device import abstract_mesh
+from jaxkernels.mosaic.gather import BOX, boxes
 from jaxkernels.mosaic.interpret import interpreted
+from jaxkernels.problem import DEVICES
 from jaxkernels.quantized import dequantize
 from jaxkernels.quantizer import quantize
 from jaxkernels.scalar_types import scalar_types
 
-# A whole piece, pieces that overlap, the smallest, and with rows through shared memory.
-SHAPES = [(3, 1024), (2, 1288), (1, 128), (129, 136), (131, 256)]
+# A whole piece, pieces that overlap, the smallest, more rows than a block takes, several pieces.
+SHAPES = [(3, 1024), (2, 1288), (1, 128), (131, 136), (2, 2560)]
 
 
 def operands(rng, m, k, dtype):
@@ -43,19 +45,22 @@ def test_interpreted(rng, m, k, dtype):
     np.testing.assert_array_equal(out, np.asarray(x)[:, np.asarray(order)])
 
 
-def test_rows_that_share_indices_interpreted(rng, monkeypatch):
-    monkeypatch.setattr(permute, "SHARED_ROWS", 32)  # as for thousands of rows
-    assert permute.rows_a_block(131, 256) == 4
-    x, order = operands(rng, 131, 256, "bfloat16")
+@pytest.mark.parametrize("cut", [Cut(4, 1, 2), Cut(1, 2, 2), Cut(2, 2, 1), Cut(3, 1, 1)], ids=str)
+def test_every_cut_interpreted(rng, cut):
+    x, order = operands(rng, 5, 5 * 128, "bfloat16")
     with interpreted():
-        out = np.asarray(permute_columns(x, order))
+        out = np.asarray(permute_columns(x, order, cut))
     np.testing.assert_array_equal(out, np.asarray(x)[:, np.asarray(order)])
 
 
-def test_shapes_go_both_ways():
-    ways = {rows_a_block(m, k) > 0 for m, k in SHAPES}
-    assert ways == {True, False}
-    assert rows_a_block(4096, 65536) == 0  # no row of it would fit
+def test_cuts_fit():
+    """One block or several a row, one row a block or several; never more shared memory than is."""
+    cuts = [Cut.of(m, k, k) for m in (1, 16, 64, 300, 4096) for k in (128, 4096, 28672)]
+    assert {c.parts > 1 for c in cuts} == {c.rows > 1 for c in cuts} == {False, True}
+    for k in (128, 11008, 28672, MAX_COLUMNS):
+        cut = Cut.of(8192, k, k)
+        assert cut.rows * boxes(k) * BOX * 2 <= DEVICES["h200"].smem_bytes - 1024
+        assert cut.warpgroups <= 8
 
 
 def test_act_order_interpreted_inside_mixed_mm(rng):
@@ -68,7 +73,7 @@ def test_act_order_interpreted_inside_mixed_mm(rng):
     assert error < 0.01
 
 
-@pytest.mark.parametrize("m, k", [(1, 4096), (64, 1288), (512, 4096), (300, 28672)])
+@pytest.mark.parametrize("m, k", [(1, 4096), (64, 1288), (512, 4096), (300, 28672), (2048, 11008)])
 def test_lowered_as_one_kernel(m, k):
     structs = jax.ShapeDtypeStruct((m, k), jnp.bfloat16), jax.ShapeDtypeStruct((k,), jnp.int32)
     with jax.sharding.use_abstract_mesh(abstract_mesh()):
@@ -90,7 +95,9 @@ def test_act_order_is_two_kernels_and_nothing_else(rng):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("m, k", [*SHAPES, (16, 4096), (1024, 4096), (300, 28672), (200, 30000)])
+@pytest.mark.parametrize(
+    "m, k", [*SHAPES, (16, 4096), (1024, 4096), (300, 28672), (2048, 11008), (9, MAX_COLUMNS)]
+)
 def test_gpu(rng, m, k, dtype):
     x, order = operands(rng, m, k, dtype)
     out = np.asarray(jax.jit(permute_columns)(x, order))

@@ -3,6 +3,7 @@
 """The direct route: what a JAX function lowers to, and on a GPU what its launches do."""
 
 import ctypes
+import dataclasses
 import functools
 import threading
 
@@ -18,6 +19,7 @@ from jaxkernels.mosaic import compile as mosaic_compile
 from jaxkernels.mosaic.compile import NotDirect, lower_program
 from jaxkernels.problem import Support
 from torch_bridge import generated, launch
+from torch_bridge.dlpack import to_jax, to_torch
 from torch_bridge.launch import LaunchableKernel, compile_kernel, direct_route, trace_context
 
 M, N, K = 64, 128, 256
@@ -279,6 +281,41 @@ def test_gpu_graph_replays_with_new_inputs():
         static.copy_(torch.randint(-8, 9, (M, K), device="cuda").to(torch.float8_e4m3fn))
         graph.replay()
         assert torch.equal(y, (static.float() @ rest[0].float().t()).bfloat16())
+
+
+@gpu
+@pytest.mark.parametrize("m", [1, 4, 16, 64])
+def test_gpu_act_order_layers_in_a_row(m):
+    """Products and gathers start under the kernels ahead: the result is as if they did not."""
+    n = 2048
+    generator = torch.Generator("cuda").manual_seed(m)
+    layers = []
+    for _ in range(3):
+        values = torch.randn(n, n, generator=generator, device="cuda") / 40
+        order = torch.randperm(n, generator=generator, device="cuda")
+        w = quantize(to_jax(values.bfloat16()), scalar_types.uint4b8, 128)
+        w = prepare(dataclasses.replace(w, g_idx=to_jax((order // 128).int())))
+        leaves, tree = jax.tree.flatten(w)
+        layers.append([to_torch(leaf) for leaf in leaves])
+    x = torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
+    kernel = compile_kernel(lambda x, *w: mixed_mm(x, tree.unflatten(w)), x, *layers[0])
+
+    def run(between):
+        y = x
+        for i in range(24):
+            y = kernel(y, *layers[i % 3])
+            between()
+        return y
+
+    run(torch.cuda.synchronize)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = run(lambda: None)
+    for _ in range(50):
+        x.normal_()
+        want = run(torch.cuda.synchronize)
+        graph.replay()
+        assert torch.equal(y, want) and bool(want.isfinite().all()) and bool(want.any())
 
 
 @gpu
