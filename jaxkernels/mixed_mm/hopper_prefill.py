@@ -76,6 +76,16 @@ class PrefillConfig:
         return min((share * (self.wg_n + 1) - _MEMORY_REGISTERS) // self.wg_n // 8 * 8, 240)
 
 
+def zero_row_tiles(c: PrefillConfig, group: int) -> int:
+    """Tiles of 64 rows whose zero points a stage brings: TMA moves 128 bytes at a time.
+
+    Example:
+      >>> zero_row_tiles(PrefillConfig(wg_n=3), 128), zero_row_tiles(PrefillConfig(wg_n=2), 128)
+      (4, 2)
+    """
+    return c.wg_n + (c.wg_n % 2 and c.tile_k <= group)
+
+
 def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillConfig) -> jax.Array:
     """Runs the kernel; x is already in the order of w's columns (see `prepare`)."""
     x, w, bias = operands
@@ -134,8 +144,10 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
             words = pl.ds(j * (tiles * fmt.bits), tiles * fmt.bits)
             copy_in(gmem["w"].at[rows, words], smem["w"].at[slot], full)
             for name, span in spans.items():
+                target = smem[name].at[slot]
+                rows = pl.ds(row_tile, target.shape[0])
                 entries = pl.ds(lax.div(j * c.tile_k, span), max(1, c.tile_k // span))
-                copy_in(gmem[name].at[rows, entries], smem[name].at[slot], full)
+                copy_in(gmem[name].at[rows, entries], target, full)
 
         def load_x(m0, j, slot):
             for t in range(tiles):
@@ -291,7 +303,7 @@ def prefill(problem: MixedMMProblem, operands: MixedMMOperands, config: PrefillC
     if grouped:
         scratch["scale"] = scales.scratch(c.stages, c.wg_n, c.tile_k)
     if grouped and zeros:
-        rows = (c.stages, c.wg_n, max(1, c.tile_k // group), TILE)
+        rows = (c.stages, zero_row_tiles(c, group), max(1, c.tile_k // group), TILE)
         scratch["zero"] = plgpu.SMEM(rows, jnp.uint8)
     if problem.bias:
         scratch["bias"] = plgpu.SMEM((tile_n,), bias.dtype)

@@ -16,7 +16,7 @@ import itertools
 import jax.numpy as jnp
 
 from jaxkernels.mixed_mm.hopper_decode import DecodeConfig, stages_a_pass, zero_groups_a_stage
-from jaxkernels.mixed_mm.hopper_prefill import PrefillConfig
+from jaxkernels.mixed_mm.hopper_prefill import PrefillConfig, zero_row_tiles
 from jaxkernels.mosaic.convert import FORMATS, TILE
 from jaxkernels.mosaic.gather import BOX, boxes
 from jaxkernels.problem import Device, MixedMMProblem, Support
@@ -60,7 +60,7 @@ def shared_bytes(problem: MixedMMProblem, config: Config) -> int:
         c.stages * c.tile_m * c.tile_k * _x_bytes(p),
         1024,  # the interpreter's scratch, a stub on a GPU
         grouped * (rows // TILE * 128 if p.granularity == "block" else rows * _scale_bytes(p)),
-        (grouped and p.zero_points) * rows // groups * _zero_groups(p, c),
+        (grouped and p.zero_points) * c.stages * _zero_points(p, c),
         p.bias * c.wg_n * TILE * 4,
     ]
     if isinstance(c, DecodeConfig):
@@ -77,11 +77,12 @@ def shared_bytes(problem: MixedMMProblem, config: Config) -> int:
     return sum(ceil_div(size, _ALIGN) * _ALIGN for size in sizes if size) + barriers + _ALIGN
 
 
-def _zero_groups(problem: MixedMMProblem, config: Config) -> int:
-    """Groups whose zero points a stage brings."""
-    if isinstance(config, DecodeConfig):
-        return zero_groups_a_stage(config, problem.group)
-    return max(1, config.tile_k // problem.group)
+def _zero_points(problem: MixedMMProblem, config: Config) -> int:
+    """How many zero points a stage brings."""
+    c, group = config, problem.group
+    if isinstance(c, DecodeConfig):
+        return c.wg_n * zero_groups_a_stage(c, group) * TILE
+    return zero_row_tiles(c, group) * max(1, c.tile_k // group) * TILE
 
 
 def registers(problem: MixedMMProblem, config: Config) -> tuple[int, int]:
@@ -120,7 +121,7 @@ def legal(problem: MixedMMProblem, config: Config, device: Device) -> Support:
         (shared <= device.smem_bytes, f"needs {shared} bytes of shared memory"),
         (need <= given, f"needs about {need} registers a thread and can have {given}"),
         (
-            not (p.zero_points and group < p.k) or c.wg_n * _zero_groups(p, c) % 2 == 0,
+            not (p.zero_points and group < p.k) or _zero_points(p, c) % 128 == 0,
             "TMA copies of zero points in multiples of 128 bytes",
         ),
         (c.tile_m <= 256, "wgmma's N is at most 256"),

@@ -70,6 +70,7 @@ FAMILIES = [
     (DecodeConfig(16, 2, 1, 128, 4), dict(m=16, group=-1, dtype="float16")),
     (PrefillConfig(256, 2, 64, 4, 2), dict(m=300)),
     (PrefillConfig(128, 3, 64, 4, overlap=False), dict(m=300, group=32, dtype="float16")),
+    (PrefillConfig(128, 3, 64, 4), dict(m=300)),
     (PrefillConfig(192, 2, 128, 2), dict(m=300, group=-1, bias=True)),
 ]
 
