@@ -9,8 +9,7 @@ memory. Weights lie in fragment order (mixed_mm/prepare.py), so a thread's 16-by
 are its fragment. A block covers wg_n * 64 rows of w and tile_m rows of x; wg_k warpgroups share
 each stage's K, and split_k blocks of a cluster share the whole K. Every sum has a fixed order.
 
-    memory warpgroup   | w, scales, zeros of the first slots | wait for the kernel ahead | their x |
-                       | wait empty[s] | TMA: w, x, scales, zeros -> slot s, full[s] |  ...
+    memory warpgroup   | w, x, scales, zeros of a stage -> slot s, full[s] | ...    (`decode_loads`)
     compute warpgroups | wait full[s] | words -> registers -> fragment | wgmma | ... | empty[s]
                          (the fragment of tile t + 1 is converted while tile t multiplies)
     then               | partial sums: other warpgroups (shared memory), other blocks (cluster) |
@@ -34,20 +33,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from jaxkernels.mixed_mm.decode_loads import Loads, copies_of_x, gather_scratch
 from jaxkernels.mixed_mm.scales import Scales, add_scaled_sum
 from jaxkernels.mosaic import convert
-from jaxkernels.mosaic.arrivals import by_first_warp, copy_in, release
+from jaxkernels.mosaic.arrivals import release
 from jaxkernels.mosaic.cluster import exchange_outputs, exchange_scratch, sum_over_cluster
 from jaxkernels.mosaic.convert import TILE
-from jaxkernels.mosaic.gather import (
-    boxes,
-    clear,
-    columns_layout,
-    gather_into,
-    stage_rows,
-    staged_rows,
-)
-from jaxkernels.mosaic.launch import wait_for_previous_kernel
 from jaxkernels.mosaic.smem import matrix, swizzled, window
 from jaxkernels.problem import MixedMMOperands, MixedMMProblem
 
@@ -140,7 +131,7 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
         pl.run_scoped(lambda **smem: body(gmem, smem), collective_axes="wg", **scratch())
 
     def scratch():
-        copies = 1 + (1 if c.gather else tiles) + grouped + (grouped and zeros)
+        copies = 1 + copies_of_x(c) + grouped + (grouped and zeros)
         smem = dict(
             w=plgpu.SMEM((c.stages, c.wg_n, tiles * fmt.bits, convert.LANES), jnp.int32),
             x=swizzled((c.stages, tiles), c.tile_m, dtype),
@@ -158,8 +149,7 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
             smem["bias"] = plgpu.SMEM((tile_n,), bias.dtype)
             smem["bias_full"] = plgpu.Barrier()
         if c.gather:
-            smem["rows"] = staged_rows(m, k, dtype)
-            smem["rows_full"] = plgpu.Barrier(num_arrivals=boxes(k))
+            smem |= gather_scratch(m, k, dtype)
         if c.wg_k > 1:
             smem["halves"] = plgpu.SMEM((c.wg_k - 1, c.wg_n, TILE, c.tile_m), jnp.float32)
             smem["halves_full"] = plgpu.Barrier(num_arrivals=c.wg_n * (c.wg_k - 1))
@@ -217,98 +207,14 @@ def decode(problem: MixedMMProblem, operands: MixedMMOperands, config: DecodeCon
             plgpu.copy_smem_to_gmem(window(smem["out"].at[wn]), gmem["out"].at[place])
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
-        def load_all():
-            def load_weights(i, _=None):
-                slot = i & (c.stages - 1)
-                k_step = rank * steps + i
-                full = smem["full"].at[slot]
-                rows = pl.ds(row_tile, c.wg_n)
-                words = pl.ds(k_step * (tiles * fmt.bits), tiles * fmt.bits)
-                copy_in(gmem["w"].at[rows, words], smem["w"].at[slot], full)
-                if grouped:
-                    spans = {"scale": (scales.span, max(1, c.tile_k // scales.span))}
-                    spans |= {"zero": (group, zero_groups)} if zeros else {}
-                    for name, (span, count) in spans.items():
-                        entries = pl.ds(lax.div(k_step * c.tile_k, span), count)
-                        source = gmem[name].at[rows, entries]
-                        copy_in(source, smem[name].at[slot], full)
-
-            def load_x(i, _=None):
-                slot = i & (c.stages - 1)
-                for t in range(tiles):
-                    columns = pl.ds((rank * steps + i) * c.tile_k + t * TILE, TILE)
-                    source = gmem["x"].at[pl.ds(m0, c.tile_m), columns]
-                    target = window(smem["x"].at[slot, t])
-                    copy_in(source, target, smem["full"].at[slot])
-
-            def load(i, _):
-                @pl.when(i >= c.stages)
-                def _reuse():
-                    plgpu.barrier_wait(smem["empty"].at[i & (c.stages - 1)])
-
-                load_weights(i)
-                load_x(i)
-
-            def load_bias():
-                if problem.bias:
-                    source = gmem["bias"].at[pl.ds(row_tile * TILE, tile_n)]
-                    copy_in(source, smem["bias"], smem["bias_full"])
-
-            def order_of(i):
-                """Which columns of x the i-th stage multiplies."""
-                start = (rank * steps + jnp.minimum(i, steps - 1)) * c.tile_k
-                columns = gmem["order"].at[pl.ds(start, c.tile_k)]
-                return plgpu.load(columns, layout=columns_layout(c.tile_k), optimized=False)
-
-            def gather_all():
-                """x as a row of every stage: picked where a stage's slot is free."""
-                orders = tuple(order_of(i) for i in range(c.stages))
-                clear(smem["x"])
-                if c.overlap:
-                    wait_for_previous_kernel()
-                by_first_warp(lambda: stage_rows(gmem["x"], 0, smem["rows"], smem["rows_full"]))
-                load_bias()
-                plgpu.barrier_wait(smem["rows_full"])
-
-                def one_pass(j, orders):
-                    following = []
-                    for slot, order in enumerate(orders):
-                        i = j * c.stages + slot
-
-                        @pl.when(i < steps)
-                        def _(i=i, slot=slot, order=order):
-                            @pl.when(j > 0)
-                            def _reuse():
-                                plgpu.barrier_wait(smem["empty"].at[slot])
-                                load_weights(i)
-
-                            gather_into(smem["x"].at[slot], smem["rows"], order)
-                            plgpu.commit_smem()
-                            plgpu.barrier_arrive(smem["full"].at[slot])
-
-                        following.append(order_of(i + c.stages))
-                    return tuple(following)
-
-                lax.fori_loop(0, -(-steps // c.stages), one_pass, orders)
-
-            # Packed weights never come from the kernel ahead (mosaic/launch.py); x and bias may.
-            # Only this warpgroup has to wait: nothing is stored before x has been read.
-            ahead = min(c.stages, steps) if c.overlap or c.gather else 0
-            lax.fori_loop(0, ahead, load_weights, None)
-            if c.gather:
-                gather_all()
-            else:
-                if c.overlap:
-                    wait_for_previous_kernel()
-                lax.fori_loop(0, ahead, load_x, None)
-                load_bias()
-                lax.fori_loop(ahead, steps, load, None)
-            for i in range(max(0, steps - c.stages), steps):  # every phase is seen by all
-                plgpu.barrier_wait(smem["empty"].at[i & (c.stages - 1)])
-
         @pl.when(warpgroup == warpgroups)
         def _memory():
-            load_all() if c.gather else by_first_warp(load_all)
+            spans = {}
+            if grouped:
+                spans["scale"] = scales.span, max(1, c.tile_k // scales.span)
+            if grouped and zeros:
+                spans["zero"] = group, zero_groups
+            Loads(c, gmem, smem, tiles * fmt.bits, spans, steps, rank, row_tile, m0).run()
 
         @pl.when(warpgroup < warpgroups)
         def _compute():
