@@ -49,7 +49,7 @@ class Cut:
 
     Example:
       >>> Cut.of(16, 4096, 4096), Cut.of(4096, 28672, 28672)
-      (Cut(rows=1, parts=4, warpgroups=1), Cut(rows=2, parts=1, warpgroups=4))
+      (Cut(rows=1, parts=1, warpgroups=4), Cut(rows=2, parts=1, warpgroups=4))
     """
 
     rows: int
@@ -59,11 +59,11 @@ class Cut:
     @staticmethod
     def of(m: int, k: int, places: int) -> Cut:
         whole = places // row_pieces(places, 2).size
-        parts = min(whole, max(1, _BLOCKS // m))
-        own = pl.cdiv(whole, parts)  # pieces of a block
-        warpgroups = pl.cdiv(own, pl.cdiv(own, 4 if m >= _MANY_ROWS else 8))
+        rounds = pl.cdiv(whole, 4 if m >= _MANY_ROWS else 8)  # of the block's warpgroups
+        parts = max(1, min(rounds, _BLOCKS // m))
         rows = 1 if m * k < _FEW_ELEMENTS else 2 if m * k < _MANY_ELEMENTS else 4
-        return Cut(max(1, min(rows, _STAGED_BYTES // (2 * k))), parts, warpgroups)
+        rows = max(1, min(rows, _STAGED_BYTES // (2 * k)))
+        return Cut(rows, parts, pl.cdiv(whole, rounds))
 
 
 def permute_columns(x: jax.Array, order: jax.Array, cut: Cut | None = None) -> jax.Array:

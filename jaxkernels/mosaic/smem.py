@@ -15,13 +15,16 @@ clips at ragged edges by itself.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax._src.lib.mlir import ir
-from jax._src.lib.mlir.dialects import arith, memref
+from jax._src.lib.mlir.dialects import arith, llvm, memref
 from jax._src.pallas.mosaic_gpu import core as _core
 from jax._src.state import types as _state
 from jax.experimental import pallas as pl
+from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import utils as _utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -70,6 +73,33 @@ def strided_vector(ref, shape: tuple[int, int], axis: int):
     vector = plgpu.load(ref, layout=layout.reduce(0), optimized=False)
     singly = plgpu.layout_cast(lax.broadcast_in_dim(vector, shape, (1,)), layout)
     return plgpu.layout_cast(singly, plgpu.Layout.WGMMA)
+
+
+def row_quads(ref) -> list[jax.Array]:
+    """The four columns of a float32 [64, 4], each in the layout of wgmma's rows: a load a row."""
+    layout = plgpu.Layout.WGMMA.reduce(1)
+    if is_interpreting():
+        return [plgpu.load(ref.at[:, c], layout=layout, optimized=False) for c in range(4)]
+    column = plgpu.ShapeDtypeStruct((64,), jnp.float32, layout)
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=[column] * 4)
+    def load(_, ref):
+        i32, f32 = ir.IntegerType.get_signless(32), ir.F32Type.get()
+        rows = layout.to_mgpu()
+        shape = rows.registers_shape((64,))
+        columns = [np.empty(shape, dtype=object) for _ in range(4)]
+        base = llvm.ptrtoint(i32, _utils.memref_ptr(ref))
+        four, one = llvm.StructType.get_literal([f32] * 4), ir.VectorType.get((1,), f32)
+        for at, (row,) in zip(np.ndindex(shape), rows.thread_idxs((64,)), strict=True):
+            row = arith.index_cast(i32, row)
+            address = arith.addi(base, arith.muli(row, arith.constant(i32, 16)))
+            text, kinds = "ld.shared.v4.f32 {$0,$1,$2,$3}, [$4];", "=f,=f,=f,=f,r"
+            quad = llvm.inline_asm(four, [address], text, kinds, has_side_effects=True)
+            for c, column in enumerate(columns):
+                column[at] = llvm.bitcast(one, llvm.extractvalue(f32, quad, [c]))
+        return [mgpu.FragmentedArray(_registers=c, _layout=rows, _is_signed=None) for c in columns]
+
+    return load(ref)
 
 
 def read_before_tma_writes() -> None:

@@ -20,6 +20,8 @@ reference to a slot becomes a descriptor in twenty instructions, one after the o
 
 from __future__ import annotations
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +60,16 @@ class Tiles:
         """Where the tile in this slot begins, or its rows from `row`, a multiple of 8, on."""
         return self.base + (slot * self.rows + row) * self.unit
 
+    def anew(self) -> Tiles:
+        """The same tiles, found anew: no compiler knows that it is where they were before.
+
+        Places in slots that are the same in each pass of a loop would all be found before it, and
+        the registers that hold them are those of products (172 bytes of spills, 2026-11-28).
+        """
+        again = copy.copy(self)
+        again.base = self.base if is_interpreting() else _unknown(self.base)
+        return again
+
     def below(self, place, rows: int) -> jax.Array:
         """Where the rows `rows` below a place begin."""
         return place + rows * self.unit
@@ -82,6 +94,20 @@ def _descriptor(tile) -> jax.Array:
         return mgpu.FragmentedArray.splat(value, (), is_signed=True)
 
     return address(tile)
+
+
+def _unknown(number) -> jax.Array:
+    """An int32 of which the compiler knows nothing."""
+    splat = plgpu.Layout.WG_SPLAT(())
+
+    @plgpu.inline_mgpu(arg_types=(splat,), return_type=plgpu.ShapeDtypeStruct((), jnp.int32, splat))
+    def move(_, number):
+        i32, text = ir.IntegerType.get_signless(32), "mov.b32 $0, $1;"
+        value = [number.registers.item()]
+        value = llvm.inline_asm(i32, value, text, "=r,r", has_side_effects=True)
+        return mgpu.FragmentedArray.splat(value, (), is_signed=True)
+
+    return move(number)
 
 
 def start_product(

@@ -233,8 +233,8 @@ class Block:
         """
         plan, c = self.plan, self.plan.config
         rows, cols = total.shape
-        first_row = self.warpgroup * plan.wg_rows
-        value = self.scale(total, first_row, first_col).astype(plan.problem.out_dtype)
+        value = self.scale(total, plan.first_row(self.warpgroup), first_col)
+        value = value.astype(plan.problem.out_dtype)
         width = cols if c.swap else plan.out_line_bytes // plan.out_itemsize
         places = list(itertools.product(range(0, rows, 64), range(0, cols, width)))
         for store, (row, col) in enumerate(places):
@@ -242,11 +242,12 @@ class Block:
             # Staging slots go round from tile to tile, or a tile's first store could overwrite
             # what the last one of the tile before is still sending.
             store += i * len(places)
+            first_row = plan.first_row(self.warpgroup, row)
             if c.swap:
                 part = plgpu.layout_cast(part, plgpu.Layout.WGMMA_TRANSPOSED)
-                self.send(part, m + first_col, n + first_row + row, store)
+                self.send(part, m + first_col, n + first_row, store)
             else:
-                self.send(part, m + first_row + row, n + first_col + col, store)
+                self.send(part, m + first_row, n + first_col + col, store)
 
     def send(self, part, m, n, store):
         """Stages one tile in shared memory and has TMA write it; clipped at the edges."""

@@ -95,6 +95,15 @@ class Plan:
         """Rows of one warpgroup."""
         return self.rows // self.config.warpgroups
 
+    def first_row(self, warpgroup, row=0):
+        """Where in the tile 64 rows of a warpgroup's begin, from its own `row` on, of wgmma's side.
+
+        Of a block-scaled tile the warpgroups take 64 in turn, as their products come.
+        """
+        if self.block_scaled:
+            return warpgroup * 64 + row * self.config.warpgroups
+        return warpgroup * self.wg_rows + row
+
     @property
     def k_steps(self) -> int:
         """Stages of K of the whole problem."""

@@ -38,7 +38,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic.arrivals import release
-from jaxkernels.mosaic.smem import read_before_tma_writes, strided_vector
+from jaxkernels.mosaic.smem import read_before_tma_writes, row_quads, strided_vector
 from jaxkernels.mosaic.wgmma import Tiles, computed_here, finish_product, start_product
 from jaxkernels.scaled_mm.hopper_config import BLOCK, SCALE_STEPS
 
@@ -54,6 +54,7 @@ class ScaledProduct:
         self.shape = _ROWS, self.plan.cols
         self.subtiles = self.plan.wg_rows // _ROWS
         self.rows, self.cols = Tiles(self.smem["rows"]), Tiles(self.smem["cols"])
+        self.rounds = block.k_steps // SCALE_STEPS  # loads of scales
         self.w_inside = lax.rem(n, jnp.int32(BLOCK))  # rows of w's block before the tile
 
     def __call__(self, carry):
@@ -68,24 +69,23 @@ class ScaledProduct:
     def overlapped(self, totals, slot, scale_slot):
         """A step's product runs while the one before it is scaled and added."""
 
-        def load_of_scales(_, state):
+        def one_round(_, state):
             total, slot, scale_slot = state
             plgpu.barrier_wait(self.smem["scales_full"].at[scale_slot])
-            scales = [self.scales(scale_slot, step) for step in range(SCALE_STEPS)]
+            scales = self.scales_of_round(scale_slot)
             running = None
             for step in range(SCALE_STEPS):
                 plgpu.barrier_wait(self.smem["full"].at[slot])
                 started = self.start(self.places(slot))
                 if running is not None:
-                    total = self.add(total, *running, scales[step - 1], in_flight=1)
+                    total = self.add(total, *running, scales(step - 1), in_flight=1)
                 running = started, slot
                 slot = self.block.next_slot(slot)
-            total = self.add(total, *running, scales[-1], in_flight=0)
+            total = self.add(total, *running, scales(SCALE_STEPS - 1), in_flight=0)
             read_before_tma_writes()
             return total, slot, self.block.next_scale_slot(scale_slot)
 
-        rounds = self.block.k_steps // SCALE_STEPS
-        total, *carry = lax.fori_loop(0, rounds, load_of_scales, (*totals, slot, scale_slot))
+        total, *carry = lax.fori_loop(0, self.rounds, one_round, (*totals, slot, scale_slot))
         return (total,), *carry
 
     def one_at_a_time(self, totals, slot, scale_slot):
@@ -94,46 +94,58 @@ class ScaledProduct:
         Nothing but scaling is between two of them: what a product waits for, and where it is, is
         found while the one before runs.
         """
-        block, smem, steps = self.block, self.smem, self.block.k_steps
+        block, smem, stages = self.block, self.smem, self.plan.config.stages
+        numbered = SCALE_STEPS % stages == 0  # a round begins where the ring does
+        slot = jnp.int32(0) if numbered else slot
         plgpu.barrier_wait(smem["full"].at[slot])
 
-        def step(j, state):
+        def one_round(r, state):
             totals, slot, scale_slot, places = state
-            part = lax.rem(j, jnp.int32(SCALE_STEPS))
-            following = block.next_slot(slot)
-            product, sums = None, []
-            for subtile, total in enumerate(totals):
-                product = self.start(places, subtile, product)
-                if subtile == 0:
-                    wait = functools.partial(plgpu.barrier_wait, smem["scales_full"].at[scale_slot])
-                    pl.when(part == 0)(wait)
-                last = subtile == self.subtiles - 1
-                if last:
-                    wait = functools.partial(plgpu.barrier_wait, smem["full"].at[following])
-                    pl.when(j < steps - 1)(wait)
-                    places = self.places(following)
-                scales = self.scales(scale_slot, part, subtile)
-                total = self.add(total, product, slot if last else None, scales, in_flight=0)
-                sums.append(computed_here(total))
+            tiles = self.rows, self.cols
+            if numbered:
+                slot, tiles = 0, [t.anew() for t in tiles]
+                places = self.places(slot, *tiles)
+            product = scales = None
+            for step in range(SCALE_STEPS):
+                following = (slot + 1) % stages if numbered else block.next_slot(slot)
+                sums = []
+                for subtile, total in enumerate(totals):
+                    product = self.start(places, subtile, product)
+                    if scales is None:
+                        plgpu.barrier_wait(smem["scales_full"].at[scale_slot])
+                        scales = self.scales_of_round(scale_slot)
+                    last = subtile == self.subtiles - 1
+                    if last:
+                        wait = functools.partial(plgpu.barrier_wait, smem["full"].at[following])
+                        if step < SCALE_STEPS - 1:
+                            wait()
+                        else:
+                            pl.when(r < self.rounds - 1)(wait)
+                        places = self.places(following, *tiles)
+                    scale = scales(step, subtile)
+                    total = self.add(total, product, slot if last else None, scale, in_flight=0)
+                    sums.append(computed_here(total))
+                totals, slot = tuple(sums), following
             read_before_tma_writes()
-            next_scales = block.next_scale_slot(scale_slot)
-            scale_slot = lax.select(part == SCALE_STEPS - 1, next_scales, scale_slot)
-            return tuple(sums), following, scale_slot, places
+            if numbered:
+                _, slot, _, places = state
+            return totals, slot, block.next_scale_slot(scale_slot), places
 
         state = totals, slot, scale_slot, self.places(slot)
-        totals, slot, scale_slot, _ = lax.fori_loop(0, steps, step, state)
+        totals, slot, scale_slot, _ = lax.fori_loop(0, self.rounds, one_round, state)
         return totals, slot, scale_slot
 
-    def places(self, slot):
+    def places(self, slot, rows=None, cols=None):
         """Where this warpgroup's rows and all columns of a stage are."""
-        return self.rows.place(slot, self.warpgroup * self.plan.wg_rows), self.cols.place(slot)
+        rows, cols = rows or self.rows, cols or self.cols
+        return rows.place(slot, self.plan.first_row(self.warpgroup)), cols.place(slot)
 
     def start(self, places, subtile=0, over=None):
         """Starts the product of a stage that has come, with 64 of this warpgroup's rows."""
         if over is not None:  # no grid is that large
             over = over, lax.shift_right_logical(self.block.cluster, jnp.int32(28))
         a, b = places
-        a = self.rows.below(a, subtile * _ROWS)
+        a = self.rows.below(a, self.plan.first_row(0, subtile * _ROWS))
         return start_product(self.rows, a, self.cols, b, self.shape, over)
 
     def add(self, total, product, slot, scales, in_flight):
@@ -145,25 +157,36 @@ class ScaledProduct:
 
     # ---- scales
 
-    def scales(self, slot, step, subtile=0):
-        """x's scales times w's, over 64 rows and all columns of a product."""
-        cols = self.plan.cols
-        w_scales = self.smem["w_scales"]
-        if self.plan.config.swap or BLOCK % cols == 0:
-            return self.x_scales(slot, step, subtile, cols) * w_scales[slot, 0, step]
-        chunks, width = [], math.gcd(cols, BLOCK)
-        first, second = w_scales[slot, 0, step], w_scales[slot, 1, step]
-        for col in range(0, cols, width):
-            w_scale = first if col == 0 else second
-            if 0 < col < BLOCK:
-                w_scale = lax.select(self.w_inside + col < BLOCK, first, second)
-            chunks.append(self.x_scales(slot, step, subtile, width) * w_scale)
-        return jnp.concatenate(chunks, axis=1)
+    def scales_of_round(self, slot):
+        """scales(step, subtile): x's scales times w's, over 64 rows and all columns of a product.
 
-    def x_scales(self, slot, step, subtile, cols):
-        """A step's scales of x, over 64 rows and `cols` columns of a product."""
-        scales = self.smem["x_scales"]
+        Those of a row lie side by side and come with one load: of four steps.
+        """
+        cols, x_scales, w_scales = self.plan.cols, self.smem["x_scales"], self.smem["w_scales"]
         if self.plan.config.swap:
-            return strided_vector(scales.at[slot, :, step], (_ROWS, cols), 1)
-        first = self.warpgroup * self.plan.wg_rows + subtile * _ROWS
-        return strided_vector(scales.at[slot, pl.ds(first, _ROWS), step], (_ROWS, cols), 0)
+
+            def times(w_scale, step, subtile, cols):
+                return strided_vector(x_scales.at[slot, :, step], (_ROWS, cols), 1) * w_scale
+        else:
+            firsts = [self.plan.first_row(self.warpgroup, i * _ROWS) for i in range(self.subtiles)]
+            rows = [row_quads(x_scales.at[slot, pl.ds(first, _ROWS)]) for first in firsts]
+
+            def times(w_scale, step, subtile, cols):
+                return lax.broadcast_in_dim(rows[subtile][step] * w_scale, (_ROWS, cols), (0,))
+
+        count = 1 if self.plan.config.swap or BLOCK % cols == 0 else 2
+        of_w = [[w_scales[slot, i, step] for i in range(count)] for step in range(SCALE_STEPS)]
+
+        def scales(step, subtile=0):
+            first, *second = of_w[step]
+            if not second:
+                return times(first, step, subtile, cols)
+            chunks, width = [], math.gcd(cols, BLOCK)
+            for col in range(0, cols, width):
+                w_scale = first if col == 0 else second[0]
+                if 0 < col < BLOCK:
+                    w_scale = lax.select(self.w_inside + col < BLOCK, first, second[0])
+                chunks.append(times(w_scale, step, subtile, width))
+            return jnp.concatenate(chunks, axis=1)
+
+        return scales

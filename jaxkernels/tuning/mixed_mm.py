@@ -344,10 +344,9 @@ def _from_table(problem: MixedMMProblem, device: Device) -> Config | None:
         picking = _picking(p, config, device)
         if picking is not config:
             return picking
-        if kind is DecodeConfig and key != table_key(p) and p.group < p.k:
+        same = key in (table_key(p), table_key(dataclasses.replace(p, g_idx=False)))
+        if kind is DecodeConfig and not same and p.group < p.k:
             # Zero points cost least where scales stay off the weights, if registers allow that.
-            # Act-order's gather runs beside the product: fewer registers let both in (16 x 4096 x
-            # 4096 took 7.3 us with scales on the weights, 8.4 without. H200, 2026-11-28).
             apart = p.zero_points and p.m <= 32 and p.group >= TILE
             config = dataclasses.replace(config, scale_on="accumulator" if apart else "weight")
         if legal(p, config, device):

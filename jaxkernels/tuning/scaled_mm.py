@@ -31,7 +31,7 @@ _STEP_CLOCKS = 50  # of a stage, that are neither products nor hidden
 _SMEM_BYTES = 128  # that an SM's shared memory moves in a clock
 _SCALED_CLOCK = 1.7e9  # block-scaled products: what the two below were fitted at
 _OVERLAPPED = 0.98, 35  # a stage: times what shared memory moves, and clocks more,
-_ONE_AT_A_TIME = 0.97, 130  # where a warpgroup's products wait for its scaling,
+_ONE_AT_A_TIME = 0.9, 130  # where a warpgroup's products wait for its scaling,
 _COLUMN_SCALE = 0.6  # for each column, where x's scales lie along them
 _COUPLED = 1.03  # where a pair of blocks shares w, and each waits for both;
 _APART, _APART_LOW = 1.08, 1.25  # not, w comes twice: in tiles of 128 rows, of 64
@@ -131,7 +131,7 @@ def candidates(problem: ScaledMMProblem, device: Device) -> tuple[Config, ...]:
             continue
         if _shares_rows(problem, deep, device):
             fits = 16 * tile_m * problem.k <= device.l2_bytes / 3
-            deep = dataclasses.replace(deep, stages=3, cluster_n=2, panel=16 if fits else 8)
+            deep = dataclasses.replace(deep, cluster_n=2, panel=16 if fits else 8)
         few = problem.m <= 128 or problem.x_scale == "group"
         limit = _OVERLAP_LIMIT if few else _OVERLAP_LIMIT_OF_MANY_ROWS
         overlap = cost(problem, deep, device).total < limit
@@ -143,13 +143,12 @@ def candidates(problem: ScaledMMProblem, device: Device) -> tuple[Config, ...]:
 def _shares_rows(problem: ScaledMMProblem, config: Config, device: Device) -> bool:
     """Whether pairs of blocks share x's tile, as tall block-scaled tiles do in long kernels.
 
-    With three stages instead of four a whole tile is staged for sending: 4096 x 28672 x 4096 took
-    700 us and 712 without either (H200, 2026-11-28).
+    4096 x 8192 x 28672 took 1325 us by pairs and 1341 without (H200, 2026-11-28).
     """
     plan = Plan(problem, config)
     tall = problem.x_scale == "group" and config.tile_m == 256 and config.tile_n == 128
     long = plan.m_groups * plan.n_groups >= 3 * device.num_sms
-    return tall and long and config.stages > 3 and config.cluster == 1
+    return tall and long and config.cluster == 1
 
 
 def _worth_early_weights(problem: ScaledMMProblem, config: Config, device: Device) -> bool:

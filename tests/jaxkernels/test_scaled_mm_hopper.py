@@ -81,6 +81,14 @@ INTERPRETED = {
         problem(200, 136, 1024, E4M3, "float32", scales=("group", "block")),
         Config(256, 128, 2),
     ),
+    "block-tall-many-tiles": (  # slots are numbers: a load of scales fills the ring once
+        problem(300, 264, 1400 // 16 * 16, E4M3, scales=("group", "block")),
+        Config(256, 128, 4),
+    ),
+    "block-tall-other-ring": (
+        problem(300, 264, 1024, E4M3, scales=("group", "block")),
+        Config(256, 128, 3),
+    ),
     "block-shared-x": (
         problem(130, 250 // 8 * 8, 640, E4M3, scales=("group", "block")),
         Config(128, 128, 3, cluster_n=2),
