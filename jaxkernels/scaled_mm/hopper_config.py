@@ -40,6 +40,7 @@ class Config:
       panel: tiles of M that a wave of blocks walks before it moves along N.
       overlap: start while the kernel ahead on the stream still runs (its results are waited for).
       weights_first: with `overlap`, load the first stages of w before that wait.
+      in_flight: block-scaled products of a warpgroup that run at a time: at most 2, of 64 x 128.
     """
 
     tile_m: int
@@ -53,6 +54,7 @@ class Config:
     panel: int = 8
     overlap: bool = False
     weights_first: bool = False
+    in_flight: int = 2
 
     @property
     def cluster(self) -> int:
@@ -231,7 +233,7 @@ class Plan:
 
         Two products of 64 x 128 and their sum are 192 registers, as many as two warpgroups have.
         """
-        return self.wg_rows == 64 and self.cols <= 128
+        return self.config.in_flight == 2 and self.wg_rows == 64 and self.cols <= 128
 
     @property
     def needs_more_registers(self) -> bool:
@@ -274,6 +276,7 @@ class Plan:
                 f"output lines of 64 bytes, got {self.cols} columns of {p.out_dtype}",
             ),
             (c.stages >= 2, f"at least 2 stages, got {c.stages}"),
+            (c.in_flight in (1, 2), f"1 or 2 products in flight, got {c.in_flight}"),
             (c.overlap or not c.weights_first, "weights first only where the launch overlaps"),
             (
                 c.cluster <= _MAX_CLUSTER and c.cluster in (1, 2, 4, 8),

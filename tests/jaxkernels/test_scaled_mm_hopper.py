@@ -73,6 +73,10 @@ INTERPRETED = {
         problem(100, 208, 1024, E4M3, scales=("group", "block"), bias=True),
         Config(128, 128, 2),
     ),
+    "block-one-product-at-a-time": (
+        problem(200, 200, 1024, E4M3, scales=("group", "block"), bias=True),
+        Config(128, 128, 3, in_flight=1),
+    ),
     "block-two-rows-of-w": (
         problem(70, 200, 512, E4M3, scales=("group", "block")),
         Config(128, 192, 3),
