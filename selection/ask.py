@@ -30,7 +30,11 @@ def platform_capability() -> int | None:
 
 
 def is_supported_and_can_implement_kernel(
-    kernel: type[ScaledMMLinearKernel], config: Any, compute_capability: int | None
+    kernel: type[ScaledMMLinearKernel],
+    config: Any,
+    compute_capability: int | None,
+    *,
+    disabled: list[str] | None = None,
 ) -> tuple[bool, str]:
     """Whether a scaled-mm class serves a layer, asked in upstream's order.
 
@@ -38,12 +42,13 @@ def is_supported_and_can_implement_kernel(
       kernel: the class.
       config: the layer's config.
       compute_capability: major*10 + minor; None asks the platform.
+      disabled: names of disabled classes; None reads them from the environment.
 
     Returns:
       (True, "") or (False, reason). The order is: disabled by VLLM_DISABLED_KERNELS (a disabled
       class is asked nothing), `is_supported`, `can_implement`.
     """
-    if kernel.__name__ in _disabled():
+    if kernel.__name__ in (_disabled() if disabled is None else disabled):
         return False, f" {kernel.__name__} is disabled by environment variable"
     if compute_capability is None:
         compute_capability = platform_capability()
@@ -59,9 +64,12 @@ def is_supported_and_can_implement_kernel(
 def scaled_reason(config: Any, capability: int | None) -> Callable[[type], str | None]:
     if capability is None:
         capability = platform_capability()
+    disabled = _disabled()
 
     def ask(kernel: type) -> str | None:
-        ok, reason = is_supported_and_can_implement_kernel(kernel, config, capability)
+        ok, reason = is_supported_and_can_implement_kernel(
+            kernel, config, capability, disabled=disabled
+        )
         if not ok:
             return reason
         cannot = cannot_run(kernel, config)
@@ -120,8 +128,8 @@ def cannot_run(kernel: type, config: Any) -> str | None:
     platform = get_platform()
     if not isinstance(platform, Platform):
         return None
-    unheld = inexpressible(kernel, config)
-    if unheld is not None:
-        return f"cannot run here: {unheld}"
-    found = resolve(backing, problem_for(kernel, config), platform.device)
+    problem = problem_for(kernel, config)
+    if problem is None:
+        return f"cannot run here: {inexpressible(kernel, config)}"
+    found = resolve(backing, problem, platform.device)
     return None if found.name else f"cannot run here: {found.why_none}"

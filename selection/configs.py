@@ -9,6 +9,7 @@ a `QuantKey` or `ScaleDesc` it becomes its name at once, since keys are compared
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,13 +56,18 @@ class ScaleDesc:
         object.__setattr__(self, "group_shape", GroupShape(*self.group_shape))
 
     def __str__(self) -> str:
-        named = {
-            GroupShape.PER_TENSOR: "per_tensor",
-            GroupShape.PER_TOKEN: "per_token",
-            GroupShape.PER_CHANNEL: "per_channel",
-        }
-        shape = named.get(self.group_shape, str(self.group_shape))
-        return f"{abbreviation(self.dtype)},{'static' if self.static else 'dynamic'},{shape}"
+        return _scale_text(self.dtype, self.static, self.group_shape)
+
+
+@functools.lru_cache(maxsize=256)
+def _scale_text(dtype: Any, static: bool, shape: GroupShape) -> str:
+    named = {
+        GroupShape.PER_TENSOR: "per_tensor",
+        GroupShape.PER_TOKEN: "per_token",
+        GroupShape.PER_CHANNEL: "per_channel",
+    }
+    how = "static" if static else "dynamic"
+    return f"{abbreviation(dtype)},{how},{named.get(shape, str(shape))}"
 
 
 @dataclass(frozen=True)

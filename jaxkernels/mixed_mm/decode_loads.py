@@ -143,6 +143,7 @@ class Loads:
         c, smem = self.config, self.smem
         orders = tuple(self._order(i) for i in range(c.stages))
         clear(smem["x"])
+        plgpu.commit_smem()  # other threads put columns where these put zeros
         if c.overlap:
             wait_for_previous_kernel()
         by_first_warp(lambda: stage_rows(self.gmem["x"], 0, smem["rows"], smem["rows_full"]))

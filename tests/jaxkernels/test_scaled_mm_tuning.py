@@ -99,7 +99,7 @@ def block(m, n, k):
     return problem(m, n, k, E4M3, scales=BLOCK)
 
 
-# (problem, config, measured us): NVIDIA H200, 2026-11-22 and -28, CUDA-graph replay, weights from memory.
+# (problem, config, measured us): NVIDIA H200, 2026-11-22 and -28, graph replay, cold weights.
 MEASURED = [
     (problem(16, 4096, 4096, E4M3), Config(16, 64, 16, True, warpgroups=1, overlap=True), 5.75),
     (problem(16, 4096, 4096, E4M3), Config(16, 256, 6, True), 10.8),

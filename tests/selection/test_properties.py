@@ -222,8 +222,20 @@ def test_the_same_answer_in_every_process():
     assert len(digests) == 1 and len(digests.pop()) == len(hashlib.sha256(b"").hexdigest())
 
 
+def _slowness() -> float:
+    """How many times slower than a server of 2026 this machine runs Python; at least 1."""
+
+    def seconds():
+        start = time.thread_time()
+        sum(i * i for i in range(10000))
+        return time.thread_time() - start
+
+    return max(1.0, min(seconds() for _ in range(50)) / 400e-6)
+
+
 @pytest.mark.parametrize("device", ["h200", "a100", "mi300x", "cpu"])
 def test_choosing_costs_under_50_us_when_warm(device, monkeypatch):
+    most = 50e-6 * _slowness()
     monkeypatch.setattr(selection, "current_platform", platform_for(device))
     for scheme in selection.SCHEMES.values():
         config = scheme.config(4096, 4096)
@@ -234,6 +246,6 @@ def test_choosing_costs_under_50_us_when_warm(device, monkeypatch):
             for _ in range(20):
                 choose_kernel(config, kind=scheme.kind)
             best = min(best, (time.thread_time() - start) / 20)
-            if best < 50e-6:
+            if best < most:
                 break
-        assert best < 50e-6, f"{scheme.name}: {best * 1e6:.0f} us"
+        assert best < most, f"{scheme.name}: {best * 1e6:.0f} us"
