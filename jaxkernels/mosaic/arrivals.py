@@ -60,9 +60,11 @@ def copy_in(source, target, barrier, collective_axes=None) -> None:
 
 
 def by_first_warp(body) -> None:
-    """Runs `body`, made of waits for barriers and of `copy_in`, in a warpgroup's first warp only.
+    """Runs `body`, made of waits for barriers and of copies, in a warpgroup's first warp only.
 
-    The other three would do the same to no end. Interpreted, the warpgroup runs it.
+    The other three would do the same to no end; and of four warps that wait for the same barriers
+    without waiting for each other, a slow one may find that a barrier's phase has turned twice,
+    and wait for ever. Interpreted, the warpgroup runs it.
     """
     if is_interpreting():
         body()
@@ -97,6 +99,17 @@ def release(barrier, predicate=None) -> None:
     )
 
 
+def arrive_by_lanes(barrier) -> None:
+    """`plgpu.barrier_arrive` in `by_first_warp`: each lane arrives, for four threads, when what it
+    has stored may be read."""
+    if is_interpreting():
+        plgpu.barrier_arrive(barrier)
+        return
+    ref, transforms = _state.get_ref_and_transforms(barrier, None, "arrive_by_lanes")
+    leaves, tree = jax.tree.flatten(transforms)
+    _lanes_arrive_p.bind(ref, *leaves, transforms_treedef=tree, has_user_predicate=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class _OneThread(mgpu.BarrierRef):
     """A barrier at which one thread of a warpgroup arrives for all, with all of the bytes.
@@ -129,6 +142,17 @@ class _OneAWarp(mgpu.BarrierRef):
         super().arrive(arrival_count * _utils.WARP_SIZE, predicate=predicate, **kwargs)
 
 
+class _FourALane(mgpu.BarrierRef):
+    """A barrier at which each lane of one warp arrives for four threads of the warpgroup."""
+
+    def __getitem__(self, offset):
+        return _FourALane(*_fields(super().__getitem__(offset)))
+
+    def arrive(self, arrival_count=1, **kwargs):
+        lanes = _utils.WARPGROUP_SIZE // _utils.WARP_SIZE
+        super().arrive(arrival_count * lanes, **kwargs)
+
+
 def _fields(barrier: mgpu.BarrierRef):
     return barrier.base_address, barrier.offset, barrier.phases, barrier.num_barriers
 
@@ -155,6 +179,12 @@ _copy_in_p = _primitive(
     _primitives.copy_gmem_to_smem_p,
     _primitives._copy_gmem_to_smem_lowering,
     lambda ctx, a: _OneThread(*_fields(a), ctx.module_ctx.single_lane_predicate),
+)
+_lanes_arrive_p = _primitive(
+    "arrive_by_lanes",
+    _primitives.barrier_arrive_p,
+    _primitives._barrier_arrive_lowering,
+    lambda ctx, a: _FourALane(*_fields(a)),
 )
 _release_p = _primitive(
     "release",

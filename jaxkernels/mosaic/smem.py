@@ -28,6 +28,7 @@ from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import utils as _utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from jaxkernels.mosaic.arrivals import arrive_by_lanes
 from jaxkernels.mosaic.interpret import is_interpreting
 
 LINE_BYTES = 128
@@ -116,8 +117,8 @@ def read_before_tma_writes() -> None:
 def copy_without_tma(source, row, col, target, barrier) -> None:
     """Copies a box of float32 [R, C] into plain shared memory, then arrives at `barrier`.
 
-    For rows that are no multiple of 16 bytes, which TMA does not take. Each thread of the
-    warpgroup copies rows of its own; past the source's edges the last row and column repeat.
+    For rows that are no multiple of 16 bytes, which TMA does not take; in `by_first_warp`. Each
+    lane copies rows of its own; past the source's edges the last row and column repeat.
     """
     if is_interpreting():  # its TMA takes any row, and fills with zeros
         height, width = target.shape
@@ -140,12 +141,12 @@ def copy_without_tma(source, row, col, target, barrier) -> None:
         first_row, first_col = (
             arith.index_cast(index, value.registers.item()) for value in (row, col)
         )
-        thread = arith.index_cast(
-            index, arith.remui(_utils.thread_idx(), arith.constant(i32, _utils.WARPGROUP_SIZE))
+        lane = arith.index_cast(
+            index, arith.remui(_utils.thread_idx(), arith.constant(i32, _utils.WARP_SIZE))
         )
         (m, k), (height, width) = (ir.MemRefType(ref.type).shape for ref in (source, target))
-        for start in range(0, height, _utils.WARPGROUP_SIZE):
-            at = arith.addi(thread, number(start))
+        for start in range(0, height, _utils.WARP_SIZE):
+            at = arith.addi(lane, number(start))
             inside = arith.cmpi(arith.CmpIPredicate.ult, at, number(height))
             with _utils.when(inside):
                 row_of = place(first_row, at, m)
@@ -157,4 +158,4 @@ def copy_without_tma(source, row, col, target, barrier) -> None:
                     memref.store(value, target, [at, number(c)])
 
     copy(source, target, row, col)
-    plgpu.barrier_arrive(barrier)
+    arrive_by_lanes(barrier)

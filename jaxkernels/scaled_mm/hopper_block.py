@@ -65,10 +65,7 @@ class Block:
         plan = self.plan
         if plan.needs_more_registers:
             plgpu.set_max_registers(plan.register_split()[0], action="decrease")
-        if plan.block_scaled and self.gmem["x_scale"].shape[1] % SCALE_STEPS:
-            self.load_all()  # scales of such rows take every thread
-        else:
-            by_first_warp(self.load_all)
+        by_first_warp(self.load_all)
 
     def load_all(self):
         plan, c, smem = self.plan, self.plan.config, self.smem

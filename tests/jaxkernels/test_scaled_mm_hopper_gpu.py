@@ -49,6 +49,7 @@ FULL = {
     "block-large": problem(1500, 1544, 1024, E4M3, "float32", **BLOCK),
     "block-larger": problem(4100, 2000, 1536, E4M3, bias=True, **BLOCK),
     "block-odd-k": problem(130, 1544, 1168, E5M2, w_dtype=E4M3, **BLOCK),
+    "block-large-odd-k": problem(4100, 1544, 8960, E4M3, **BLOCK),  # several tiles a block
     "block-decode-odd-k": problem(3, 1032, 8960, E4M3, **BLOCK),
 }
 
@@ -63,7 +64,14 @@ def test_the_chosen_config_is_exact_and_deterministic(name, rng):
     assert bool((first == again).all())
 
 
-OTHERS = ["decode-long", "middle-f32", "large-int8", "block-middle", "block-larger"]
+OTHERS = [
+    "decode-long",
+    "middle-f32",
+    "large-int8",
+    "block-middle",
+    "block-larger",
+    "block-large-odd-k",
+]
 
 
 @pytest.mark.parametrize("name", OTHERS)
