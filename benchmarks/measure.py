@@ -106,9 +106,8 @@ def _best_config(cell: Cell, o, configs, pool: Executor) -> dict:
             made, function = future.result()
             arguments = made.operands(o)
             check(cell, made.finish(function(*arguments[0]), o)[o.rows], o.reference)
-            times[config] = timing.graph_time(
-                [lambda f=function, a=a: f(*a) for a in arguments[:4]]
-            )
+            calls = [lambda f=function, a=a: f(*a) for a in arguments]
+            times[config] = timing.graph_time(calls if cell.m < 1024 else calls[:4])
         except Exception:  # a config that is no good is no candidate
             continue
     if not times:

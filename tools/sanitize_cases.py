@@ -50,7 +50,7 @@ WEIGHTS = {
     "mxfp4": (scalar_types.float4_e2m1f, 32, None, (264, 544)),
     "fp8-blocks": (scalar_types.float8_e4m3fn, 128, "block", (264, 448)),
     "int8-g16": (scalar_types.int8, 16, None, (264, 528)),
-    "act-order": (scalar_types.uint4b8, 128, "act-order", (264, 1280)),
+    "act-order": (scalar_types.uint4b8, 128, "act-order", (264, 512)),
 }
 W4A8 = {"w4a8-fp8": split_scales, "w4a8-int8": lambda w: w}  # by the activations' type
 QUANTIZATIONS = {

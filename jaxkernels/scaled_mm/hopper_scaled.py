@@ -15,13 +15,15 @@ must have other work. Two ways, by what the registers hold:
                    tensor core   | wg 0, step 0 | wg 1, step 0 | wg 0, step 1 | ...
                    wg 0          |   find step 1   |  + 0      |              | + 1
 
-What is between two products of a warpgroup counts: waits, addresses and 64 multiply-adds a thread
-have to fit under the other's 256 clocks. With all of them after the product the tensor core was
-busy for 79% of the clocks (256 x 128 tiles, 4096 x 8192 x 8192, ncu), with waits and addresses
-found while it runs for 84%; DeepGEMM's kernel, built alike, 87%. The clock is what power leaves:
-1.52 to 1.61 GHz. Turns at a barrier of their own cost 4%. Rows held in registers for two products
-beside each other (128 x 256), which halves what shared memory gives, were 5% slower: shared memory
-is not what bounds it (67 to 72% busy). (H200, 2026-11-28)
+What is between two products of a warpgroup counts, and every instruction does: power leaves 1.52 to
+1.61 GHz. With waits and addresses after a product the tensor core was busy for 79% of the clocks
+(256 x 128 tiles, 4096 x 8192 x 8192, ncu), with both found while it runs for 84%. A pass of the
+loop that is one load of scales (four steps), a row's scales by one load, and slots that are numbers
+took a step from 226 instructions to 186 and 4096 x 8192 x 8192 from 396 us to 382, which is
+DeepGEMM's time (195 instructions). Turns at a barrier of their own cost 4%, waiting for a stage
+after scaling 3%. Rows held in registers for two products beside each other (128 x 256) were 5%
+slower. In tiles of 128 x 128, one product at a time was 2 to 3% faster than two from 256 rows on,
+two with fewer. (H200, 2026-11-28)
 
 A tile of w has one scale a step, or two where it reaches into the next 128 rows: its columns come
 in chunks that no edge of 128 divides.
