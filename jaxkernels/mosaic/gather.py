@@ -7,7 +7,7 @@ memory 32 of them cost 3 or 4 clocks. Rows come as boxes of 256 columns, as wide
 
     staged = staged_rows(rows, k, dtype)            # scratch [boxes, rows, 256]
     full = plgpu.Barrier(num_arrivals=boxes(k))
-    stage_rows(x.at[pl.ds(m, rows)], staged, full)  # one warp is enough
+    stage_rows(x, first, staged, full)              # one warp is enough
     plgpu.barrier_wait(full)
     for row in gather(staged, columns, layout): ...
 """
