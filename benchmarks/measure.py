@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """One cell: ours and every peer, each checked before it is timed; a failure becomes its reason."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import Executor, Future, wait
 
 from benchmarks import report, timing
@@ -28,6 +28,11 @@ def check(cell: Cell, out, reference) -> float:
     if not error <= limit:
         raise ArithmeticError(f"relative error {error:.3g} is over {limit:g}")
     return error
+
+
+def _call_time(cell: Cell, calls: Sequence[timing.Call]) -> float:
+    """Microseconds a call, one for each copy of the weights; with many rows four copies will do."""
+    return timing.graph_time(calls if cell.m < 1024 else calls[:4])
 
 
 def measure(
@@ -67,7 +72,7 @@ def measure(
         out = made.finish(function(*arguments[0]), o)
         err = check(cell, out[o.rows], o.reference) if verify else None
         calls = [lambda a=a: function(*a) for a in arguments]
-        us = timing.graph_time(calls if cell.m < 1024 else calls[:4])
+        us = _call_time(cell, calls)
     except Exception as error:
         failed["ours"] = reason(error)
     for peer in peer_table.peers_of(cell.family):
@@ -80,8 +85,7 @@ def measure(
                 check(cell, out, built.reference())
             elif verify:
                 check(cell, out[o.rows], o.reference)
-            calls = built.calls if cell.m < 1024 else built.calls[:4]
-            t = built.time() if built.time else timing.graph_time(calls)
+            t = built.time() if built.time else _call_time(cell, built.calls)
             (times if peer.eligible else others)[peer.name] = t
         except Exception as error:
             failed[peer.name] = reason(error)
@@ -107,7 +111,7 @@ def _best_config(cell: Cell, o, configs, pool: Executor) -> dict:
             arguments = made.operands(o)
             check(cell, made.finish(function(*arguments[0]), o)[o.rows], o.reference)
             calls = [lambda f=function, a=a: f(*a) for a in arguments]
-            times[config] = timing.graph_time(calls if cell.m < 1024 else calls[:4])
+            times[config] = _call_time(cell, calls)
         except Exception:  # a config that is no good is no candidate
             continue
     if not times:

@@ -10,7 +10,8 @@ more than 2% on the host, or any in torch's or JAX's memory on the device, is a 
 status is 1.
 
 Measured 2026-11-28 on two CPU cores: 600 s, 125584 calls, host 1016 to 1018 MiB, flat. On an H200
-it was cut off before its end: no wrong result by then, host 1850 MiB, device 159.
+it was cut off before its end: 286 s, 221422 calls, host 1853 MiB and device 159 throughout, no
+wrong result by then.
 """
 
 import gc

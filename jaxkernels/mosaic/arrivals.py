@@ -88,15 +88,7 @@ def release(barrier, predicate=None) -> None:
         plgpu.commit_smem()
         plgpu.barrier_arrive(barrier, predicate=predicate)
         return
-    ref, transforms = _state.get_ref_and_transforms(barrier, None, "release")
-    leaves, tree = jax.tree.flatten(transforms)
-    _release_p.bind(
-        ref,
-        *leaves,
-        *(() if predicate is None else (predicate,)),
-        transforms_treedef=tree,
-        has_user_predicate=predicate is not None,
-    )
+    _arrive(_release_p, barrier, predicate)
 
 
 def arrive_by_lanes(barrier) -> None:
@@ -105,9 +97,19 @@ def arrive_by_lanes(barrier) -> None:
     if is_interpreting():
         plgpu.barrier_arrive(barrier)
         return
-    ref, transforms = _state.get_ref_and_transforms(barrier, None, "arrive_by_lanes")
+    _arrive(_lanes_arrive_p, barrier)
+
+
+def _arrive(primitive, barrier, predicate=None) -> None:
+    ref, transforms = _state.get_ref_and_transforms(barrier, None, primitive.name)
     leaves, tree = jax.tree.flatten(transforms)
-    _lanes_arrive_p.bind(ref, *leaves, transforms_treedef=tree, has_user_predicate=False)
+    primitive.bind(
+        ref,
+        *leaves,
+        *(() if predicate is None else (predicate,)),
+        transforms_treedef=tree,
+        has_user_predicate=predicate is not None,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

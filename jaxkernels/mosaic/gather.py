@@ -29,10 +29,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxkernels.mosaic.arrivals import copy_in
 from jaxkernels.mosaic.interpret import is_interpreting
-from jaxkernels.mosaic.smem import LINE_BYTES
+from jaxkernels.mosaic.smem import LINE_BYTES, address
+from jaxkernels.mosaic.weight_formats import TILE
 
 BOX = 256  # columns
-TILE = 64  # columns of a tile for wgmma
 _TILE_ROWS = 8
 _CHUNK = 16  # bytes that a swizzle moves together
 _ELEMENT = 2  # bytes
@@ -113,12 +113,10 @@ def gather_into(tiles, staged, columns: jax.Array) -> None:
     def move(_, tiles, ref, columns):
         (indices,) = columns.registers.flat
         (width,) = ir.VectorType(indices.type).shape
-        thread = arith.remui(_utils.thread_idx(), _number(_utils.WARPGROUP_SIZE))
-        first = arith.muli(thread, _number(width))  # of a thread's columns
+        first = arith.muli(_thread(), _number(width))  # of a thread's columns
         tile = arith.shrui(first, _number(TILE.bit_length() - 1))
         byte = arith.muli(arith.andi(first, _number(TILE - 1)), _number(_ELEMENT))
-        base = llvm.ptrtoint(_i32(), _utils.memref_ptr(tiles))
-        base = arith.addi(base, arith.muli(tile, _number(_TILE_ROWS * LINE_BYTES)))
+        base = arith.addi(address(tiles), arith.muli(tile, _number(_TILE_ROWS * LINE_BYTES)))
         for row, values in enumerate(_elements(ref, rows, indices)):
             swizzled = arith.xori(byte, _number(row * _CHUNK))
             place = arith.addi(base, arith.addi(swizzled, _number(row * LINE_BYTES)))
@@ -142,7 +140,7 @@ def clear(tiles) -> None:
     def fill(_, tiles):
         size = math.prod(ir.MemRefType(tiles.type).shape) * _ELEMENT
         threads, byte = _utils.WARPGROUP_SIZE, ir.IntegerType.get_signless(8)
-        own = arith.muli(arith.remui(_utils.thread_idx(), _number(threads)), _number(_CHUNK))
+        own = arith.muli(_thread(), _number(_CHUNK))
         pointer = _utils.getelementptr(_utils.memref_ptr(tiles), [own], byte)
         zeros = vector.broadcast(ir.VectorType.get((_CHUNK // 4,), _i32()), _number(0))
         for start in range(0, size, threads * _CHUNK):
@@ -155,8 +153,7 @@ def _elements(ref, rows: int, indices) -> list[ir.Value]:
     """For each row the vector of its elements at a thread's vector of column numbers."""
     element = ir.MemRefType(ref.type).element_type
     (width,) = ir.VectorType(indices.type).shape
-    base = llvm.ptrtoint(_i32(), _utils.memref_ptr(ref))
-    places = []
+    base, places = address(ref), []
     for i in range(width):
         column = vector.extract(indices, [], ir.DenseI64ArrayAttr.get([i]))
         if rows > 1:  # a box further on lie all rows of it
@@ -172,6 +169,11 @@ def _elements(ref, rows: int, indices) -> list[ir.Value]:
         )
         for row in range(rows)
     ]
+
+
+def _thread() -> ir.Value:
+    """This thread's number in its warpgroup."""
+    return arith.remui(_utils.thread_idx(), _number(_utils.WARPGROUP_SIZE))
 
 
 def _i32() -> ir.Type:

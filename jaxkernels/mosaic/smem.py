@@ -76,6 +76,11 @@ def strided_vector(ref, shape: tuple[int, int], axis: int):
     return plgpu.layout_cast(singly, plgpu.Layout.WGMMA)
 
 
+def address(ref) -> ir.Value:
+    """In a kernel's code: where a reference's shared memory begins, in bytes, int32."""
+    return llvm.ptrtoint(ir.IntegerType.get_signless(32), _utils.memref_ptr(ref))
+
+
 def row_quads(ref) -> list[jax.Array]:
     """The four columns of a float32 [64, 4], each in the layout of wgmma's rows: a load a row."""
     layout = plgpu.Layout.WGMMA.reduce(1)
@@ -89,13 +94,13 @@ def row_quads(ref) -> list[jax.Array]:
         rows = layout.to_mgpu()
         shape = rows.registers_shape((64,))
         columns = [np.empty(shape, dtype=object) for _ in range(4)]
-        base = llvm.ptrtoint(i32, _utils.memref_ptr(ref))
+        base = address(ref)
         four, one = llvm.StructType.get_literal([f32] * 4), ir.VectorType.get((1,), f32)
         for at, (row,) in zip(np.ndindex(shape), rows.thread_idxs((64,)), strict=True):
             row = arith.index_cast(i32, row)
-            address = arith.addi(base, arith.muli(row, arith.constant(i32, 16)))
+            place = arith.addi(base, arith.muli(row, arith.constant(i32, 16)))
             text, kinds = "ld.shared.v4.f32 {$0,$1,$2,$3}, [$4];", "=f,=f,=f,=f,r"
-            quad = llvm.inline_asm(four, [address], text, kinds, has_side_effects=True)
+            quad = llvm.inline_asm(four, [place], text, kinds, has_side_effects=True)
             for c, column in enumerate(columns):
                 column[at] = llvm.bitcast(one, llvm.extractvalue(f32, quad, [c]))
         return [mgpu.FragmentedArray(_registers=c, _layout=rows, _is_signed=None) for c in columns]

@@ -28,12 +28,12 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import fragmented_array
-from jax.experimental.mosaic.gpu import utils as _utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm, nvvm
 
 from jaxkernels.mosaic.interpret import is_interpreting
+from jaxkernels.mosaic.smem import address
 
 _FP8 = {"float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2"}
 _LINE = 128  # bytes of K in a product: one line of the 128-byte swizzle, four instructions
@@ -87,13 +87,12 @@ def _descriptor(tile) -> jax.Array:
         arg_types=(plgpu.RefType((plgpu.SwizzleTransform(_LINE),)),),
         return_type=plgpu.ShapeDtypeStruct((), jnp.int32, plgpu.Layout.WG_SPLAT(())),
     )
-    def address(_, tile):
+    def low_half(_, tile):
         i32 = ir.IntegerType.get_signless(32)
-        number = llvm.ptrtoint(i32, _utils.memref_ptr(tile))
-        value = arith.shrui(number, arith.constant(i32, _DESCRIPTOR_UNIT.bit_length() - 1))
+        value = arith.shrui(address(tile), arith.constant(i32, _DESCRIPTOR_UNIT.bit_length() - 1))
         return mgpu.FragmentedArray.splat(value, (), is_signed=True)
 
-    return address(tile)
+    return low_half(tile)
 
 
 def _unknown(number) -> jax.Array:

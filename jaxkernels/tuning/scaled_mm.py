@@ -10,8 +10,8 @@ its tensor cores, its L2 traffic and its share of the memory's bandwidth.
 Its constants were fitted on an H200 on 2026-11-22 to 190 timings of int8 and fp8, M = 1..4096, and
 300 of block-scaled fp8, of which it is 6% to 8% off (one standard deviation). A block-scaled step
 costs by what it moves through shared memory: not because that bounds it, but because it ranks
-tiles as the GPU does (30 problems, 486 timings, 2026-11-28: its choice 0.8% over the best on
-average, 5% at most; absolute times 8% high).
+tiles as the GPU does (42 problems, 498 timings, 2026-11-28: its choice 0.9% over the best on
+average, 5% at most; absolute times 5% high).
 """
 
 from __future__ import annotations

@@ -58,6 +58,11 @@ def _cases():
 CASES = tuple(_cases())
 
 
+def case_of(scalar_type: ScalarType, group: int) -> Case:
+    """The first case of a type in groups of this size: with scales of x's dtype."""
+    return next(c for c in CASES if c.scalar_type == scalar_type and c.group == group)
+
+
 def random_scales(rng, shape, dtype, largest: int = 0x7E) -> jax.Array:
     """Scales of either sign and any mantissa; e4m3 ones with zeros and subnormals, up to the
     code `largest`; all small enough for float16 products with fp8 weights."""

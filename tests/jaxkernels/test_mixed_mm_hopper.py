@@ -18,7 +18,15 @@ from jaxkernels.quantized import dequantize
 from jaxkernels.quantizer import quantize
 from jaxkernels.scalar_types import scalar_types
 
-from .mixed_mm_cases import CASES, SHARDED, ZERO_POINTS, random_shard, random_weight, recovered
+from .mixed_mm_cases import (
+    CASES,
+    SHARDED,
+    ZERO_POINTS,
+    case_of,
+    random_shard,
+    random_weight,
+    recovered,
+)
 
 
 def weight(rng, scalar_type, n, k, group, dtype=jnp.bfloat16):
@@ -112,7 +120,7 @@ def test_close_to_float32(rng, name):
 @pytest.mark.parametrize("scalar_type", [scalar_types.uint4b8, scalar_types.uint4], ids=str)
 def test_groups_on_accumulators_over_several_stages(rng, scalar_type, k, config):
     """Small integers and scales of powers of two: every sum is exact, in any order."""
-    case = next(c for c in CASES if c.scalar_type == scalar_type and c.group == 128)
+    case = case_of(scalar_type, 128)
     w = random_weight(rng, case, 136, k)
     w = dataclasses.replace(w, scale=jnp.exp2(jnp.asarray(rng.integers(-2, 3, w.scale.shape))))
     w = dataclasses.replace(w, scale=w.scale.astype(jnp.bfloat16))
@@ -151,7 +159,7 @@ def test_act_order_is_a_gather_of_x(rng):
 )
 def test_columns_that_the_decode_kernel_picks_itself(rng, m, k, config):
     """One-hot rows come back as weights, bit for bit, whatever column each place asks for."""
-    case = next(c for c in CASES if c.scalar_type == scalar_types.uint4b8 and c.group == 128)
+    case = case_of(scalar_types.uint4b8, 128)
     w = random_weight(rng, case, 136, k, act_order=True)
     columns = rng.choice(k, m, replace=False)
     x = jnp.asarray(np.eye(k)[columns], jnp.bfloat16)
@@ -170,7 +178,7 @@ def test_columns_that_the_decode_kernel_picks_itself(rng, m, k, config):
     ],
 )
 def test_what_cannot_be_picked_is_refused(rng, m, act_order, config, reason):
-    case = next(c for c in CASES if c.scalar_type == scalar_types.uint4b8 and c.group == 128)
+    case = case_of(scalar_types.uint4b8, 128)
     w = random_weight(rng, case, 64, 512, act_order=act_order)
     with pytest.raises(ValueError, match=reason):
         run(jnp.ones((m, 512), jnp.bfloat16), w, config)

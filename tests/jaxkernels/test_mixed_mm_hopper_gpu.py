@@ -25,6 +25,7 @@ from .mixed_mm_cases import (
     CASES,
     SHARDED,
     ZERO_POINTS,
+    case_of,
     random_scales,
     random_shard,
     random_weight,
@@ -83,7 +84,7 @@ def test_a_shard_of_act_order(rng, i, case):
 @pytest.mark.parametrize("n, k", [(4096, 4096), (1024, 14336), (512, 28672), (264, 1280)])
 def test_act_order(rng, m, n, k):
     """By the decode kernel that picks x's columns itself, or after a gather, as tuning chooses."""
-    case = next(c for c in CASES if c.scalar_type == scalar_types.uint4b8 and c.group == 128)
+    case = case_of(scalar_types.uint4b8, 128)
     w, columns = random_weight(rng, case, n, k, act_order=True), rng.choice(k, m, replace=False)
     x = jnp.zeros((m, k), jnp.bfloat16).at[jnp.arange(m), columns].set(1)
     problem = MixedMMProblem(
