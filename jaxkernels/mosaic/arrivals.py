@@ -91,13 +91,13 @@ def release(barrier, predicate=None) -> None:
     _arrive(_release_p, barrier, predicate)
 
 
-def arrive_by_lanes(barrier) -> None:
-    """`plgpu.barrier_arrive` in `by_first_warp`: each lane arrives, for four threads, when what it
-    has stored may be read."""
+def arrive_when_copied(barrier) -> None:
+    """`plgpu.barrier_arrive` in `by_first_warp`: each lane arrives, for four threads, and without
+    waiting for it, when the copies that it has started by cp.async have come."""
     if is_interpreting():
         plgpu.barrier_arrive(barrier)
         return
-    _arrive(_lanes_arrive_p, barrier)
+    _arrive(_copied_p, barrier)
 
 
 def _arrive(primitive, barrier, predicate=None) -> None:
@@ -144,15 +144,19 @@ class _OneAWarp(mgpu.BarrierRef):
         super().arrive(arrival_count * _utils.WARP_SIZE, predicate=predicate, **kwargs)
 
 
-class _FourALane(mgpu.BarrierRef):
-    """A barrier at which each lane of one warp arrives for four threads of the warpgroup."""
+class _WhenCopied(mgpu.BarrierRef):
+    """A barrier at which each lane of one warp arrives for four threads of the warpgroup.
+
+    One of the four arrivals is made by the lane's copies themselves, when the last has come.
+    """
 
     def __getitem__(self, offset):
-        return _FourALane(*_fields(super().__getitem__(offset)))
+        return _WhenCopied(*_fields(super().__getitem__(offset)))
 
     def arrive(self, arrival_count=1, **kwargs):
-        lanes = _utils.WARPGROUP_SIZE // _utils.WARP_SIZE
-        super().arrive(arrival_count * lanes, **kwargs)
+        nvvm.cp_async_mbarrier_arrive(self.get_ptr(), noinc=True)
+        threads = _utils.WARPGROUP_SIZE // _utils.WARP_SIZE
+        super().arrive(arrival_count * threads - 1, **kwargs)
 
 
 def _fields(barrier: mgpu.BarrierRef):
@@ -182,11 +186,11 @@ _copy_in_p = _primitive(
     _primitives._copy_gmem_to_smem_lowering,
     lambda ctx, a: _OneThread(*_fields(a), ctx.module_ctx.single_lane_predicate),
 )
-_lanes_arrive_p = _primitive(
-    "arrive_by_lanes",
+_copied_p = _primitive(
+    "arrive_when_copied",
     _primitives.barrier_arrive_p,
     _primitives._barrier_arrive_lowering,
-    lambda ctx, a: _FourALane(*_fields(a)),
+    lambda ctx, a: _WhenCopied(*_fields(a)),
 )
 _release_p = _primitive(
     "release",

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax._src.lib.mlir import ir
-from jax._src.lib.mlir.dialects import arith, llvm, memref
+from jax._src.lib.mlir.dialects import arith, llvm, nvvm
 from jax._src.pallas.mosaic_gpu import core as _core
 from jax._src.state import types as _state
 from jax.experimental import pallas as pl
@@ -28,7 +28,7 @@ from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.mosaic.gpu import utils as _utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxkernels.mosaic.arrivals import arrive_by_lanes
+from jaxkernels.mosaic.arrivals import arrive_when_copied
 from jaxkernels.mosaic.interpret import is_interpreting
 
 LINE_BYTES = 128
@@ -120,10 +120,11 @@ def read_before_tma_writes() -> None:
 
 
 def copy_without_tma(source, row, col, target, barrier) -> None:
-    """Copies a box of float32 [R, C] into plain shared memory, then arrives at `barrier`.
+    """Starts a copy of a box of float32 [R, C] into plain shared memory, whose end `barrier` hears.
 
     For rows that are no multiple of 16 bytes, which TMA does not take; in `by_first_warp`. Each
-    lane copies rows of its own; past the source's edges the last row and column repeat.
+    lane copies an element of every so many rows by cp.async, and waits for none of them. Past the
+    source's edges the last row and column repeat.
     """
     if is_interpreting():  # its TMA takes any row, and fills with zeros
         height, width = target.shape
@@ -135,32 +136,35 @@ def copy_without_tma(source, row, col, target, barrier) -> None:
         arg_types=(plgpu.RefType(), plgpu.RefType(), *[plgpu.Layout.WG_SPLAT(())] * 2)
     )
     def copy(_, source, target, row, col):
-        index, i32 = ir.IndexType.get(), ir.IntegerType.get_signless(32)
+        i32, i64, f32 = *map(ir.IntegerType.get_signless, (32, 64)), ir.F32Type.get()
+        (m, k), (height, width) = (ir.MemRefType(ref.type).shape for ref in (source, target))
+        rows = _utils.WARP_SIZE // width  # at a time: an element a lane, adjacent in the target
+        if rows * width != _utils.WARP_SIZE or height % rows:
+            raise ValueError(f"target: expected [{rows} i, {width}], got {(height, width)}")
+        in_global, in_shared = (llvm.PointerType.get(space) for space in (1, 3))
+        source = llvm.addrspacecast(in_global, _utils.memref_ptr(source))
+        target = llvm.addrspacecast(in_shared, _utils.memref_ptr(target))
 
         def number(value):
-            return arith.constant(index, value)
+            return arith.constant(i32, value)
 
         def place(first, offset, length):
-            return arith.minui(arith.addi(first, offset), number(length - 1))
+            value = arith.addi(first, offset)
+            return arith.extui(i64, arith.minui(value, number(length - 1)))
 
-        first_row, first_col = (
-            arith.index_cast(index, value.registers.item()) for value in (row, col)
-        )
-        lane = arith.index_cast(
-            index, arith.remui(_utils.thread_idx(), arith.constant(i32, _utils.WARP_SIZE))
-        )
-        (m, k), (height, width) = (ir.MemRefType(ref.type).shape for ref in (source, target))
-        for start in range(0, height, _utils.WARP_SIZE):
-            at = arith.addi(lane, number(start))
-            inside = arith.cmpi(arith.CmpIPredicate.ult, at, number(height))
-            with _utils.when(inside):
-                row_of = place(first_row, at, m)
-                values = [
-                    memref.load(source, [row_of, place(first_col, number(c), k)])
-                    for c in range(width)
-                ]
-                for c, value in enumerate(values):
-                    memref.store(value, target, [at, number(c)])
+        row, col = (value.registers.item() for value in (row, col))
+        lane = arith.remui(_utils.thread_idx(), number(_utils.WARP_SIZE))
+        column = place(col, arith.remui(lane, number(width)), k)
+        row = arith.addi(row, arith.divui(lane, number(width)))
+        target = _utils.getelementptr(target, [lane], f32)
+        for first in range(0, height, rows):
+            start = arith.muli(place(row, number(first), m), arith.constant(i64, k))
+            nvvm.cp_async_shared_global(
+                _utils.getelementptr(target, [first * width], f32),
+                _utils.getelementptr(source, [arith.addi(start, column)], f32),
+                f32.width // 8,
+                nvvm.LoadCacheModifierKind.CA,
+            )
 
     copy(source, target, row, col)
-    arrive_by_lanes(barrier)
+    arrive_when_copied(barrier)

@@ -97,20 +97,28 @@ class Block:
                 scale_slot = load_x(j, m, n, slot, scale_slot)
                 return self.next_slot(slot), scale_slot
 
-            carry = lax.fori_loop(first, self.k_steps, step, carry)
+            slot, scale_slot = lax.fori_loop(first, self.k_steps, step, carry)
             if self.vectors:
                 self.load_vectors(m, n)
-            return carry
+            return (slot if plan.first_slot is None else start[0]), scale_slot
 
-        start = jnp.int32(0), jnp.int32(0)
+        begin = plan.first_slot or 0
+        start = jnp.int32(begin), jnp.int32(0)
+
+        def slot_of(j):
+            """Of the first tile's first steps."""
+            return lax.rem(j + begin, jnp.int32(c.stages)) if begin else j
+
         if c.weights_first:
             # As many stages as there are begin with their weights, before x is there.
             m, n = self.tile(0)
             first = lax.min(jnp.int32(self.k_steps), jnp.int32(c.stages))
-            lax.fori_loop(0, first, lambda j, _: load_weight(j, n, j), None)
+            lax.fori_loop(0, first, lambda j, _: load_weight(j, n, slot_of(j)), None)
             wait_for_previous_kernel()
-            scale_slot = lax.fori_loop(0, first, lambda j, slot: load_x(j, m, n, j, slot), start[1])
-            slot = lax.select(first == c.stages, jnp.int32(0), first)
+            scale_slot = lax.fori_loop(
+                0, first, lambda j, scale_slot: load_x(j, m, n, slot_of(j), scale_slot), start[1]
+            )
+            slot = lax.select(first == c.stages, start[0], slot_of(first))
             carry = one_tile(0, (slot, scale_slot), first)
             lax.fori_loop(1, self.num_tiles, one_tile, carry)
         else:
@@ -134,8 +142,14 @@ class Block:
             copy_in(self.gmem[name].at[pl.ds(start, length)], smem[name], smem["vectors_full"])
 
     def load_scales(self, j, m, n, scale_slot):
-        """Every fourth step the scales of the next four, of x's rows and of w's blocks."""
-        fresh = lax.rem(j, jnp.int32(SCALE_STEPS)) == 0
+        """Every fourth step the scales of the next four, of x's rows and of w's blocks.
+
+        Where steps are no multiple of four, the first load serves fewer: the sums are short then.
+        """
+        head = self.plan.head_steps
+        fresh = lax.rem(j + -head % SCALE_STEPS if head else j, jnp.int32(SCALE_STEPS)) == 0
+        if head:
+            fresh |= j == 0
 
         @pl.when(fresh)
         def _():

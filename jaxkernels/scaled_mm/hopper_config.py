@@ -114,9 +114,9 @@ class Plan:
     @property
     def split(self) -> tuple[int, int, int]:
         """(least, more, unit): every block of a split has `least` units of stages of K, the first
-        `more` of them one more. A block-scaled unit is a load of scales; past K's end all is 0.
+        `more` of them one more. Of block scales a unit is a load of them; past K's end all is 0.
         """
-        unit = SCALE_STEPS if self.block_scaled else 1
+        unit = SCALE_STEPS if self.block_scaled and not self.head_steps else 1
         return *divmod(ceil_div(self.k_steps, unit), self.config.split_k), unit
 
     @property
@@ -189,9 +189,36 @@ class Plan:
         return ceil_div(tile * itemsize, TILE_K) * TILE_K // itemsize
 
     @property
+    def head_steps(self) -> int:
+        """Steps of a block-scaled tile before the first that is one of a whole load of scales."""
+        return self.k_steps % SCALE_STEPS if self.config.split_k == 1 else 0
+
+    @property
+    def numbered_slots(self) -> bool:
+        """Whether a whole load of block scales always begins at slot 0: slots are numbers then."""
+        return not self.overlaps_scaling and SCALE_STEPS % self.config.stages == 0
+
+    @property
+    def first_slot(self) -> int | None:
+        """Where a tile's stages begin in the ring, if that has to be the same for every tile."""
+        if not (self.block_scaled and self.head_steps and self.numbered_slots):
+            return None
+        return -self.head_steps % self.config.stages
+
+    @functools.cached_property
     def scale_slots(self) -> int:
-        """Slots of [tile_m, 4] activation scales: never reused before the ring lets them be."""
-        return ceil_div(self.config.stages + 3, 4) + 1
+        """Slots of [tile_m, 4] activation scales: never reused before the ring lets them be.
+
+        The ring's steps, and the one before them, belong to so many loads at most.
+        """
+        steps, stages = self.k_steps, self.config.stages
+        loads = ceil_div(steps, SCALE_STEPS)
+
+        def load(step):
+            return step // steps * loads + (step % steps + -steps % SCALE_STEPS) // SCALE_STEPS
+
+        touched = max(load(step + stages) - load(step) for step in range(steps))
+        return max(touched, ceil_div(stages + 3, SCALE_STEPS)) + 1
 
     @functools.cached_property
     def smem_without_staging(self) -> int:

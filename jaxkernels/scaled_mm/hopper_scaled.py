@@ -56,7 +56,8 @@ class ScaledProduct:
         self.shape = _ROWS, self.plan.cols
         self.subtiles = self.plan.wg_rows // _ROWS
         self.rows, self.cols = Tiles(self.smem["rows"]), Tiles(self.smem["cols"])
-        self.rounds = block.k_steps // SCALE_STEPS  # loads of scales
+        self.head = self.plan.head_steps
+        self.rounds = block.k_steps // SCALE_STEPS  # after the head: whole loads of scales
         self.w_inside = lax.rem(n, jnp.int32(BLOCK))  # rows of w's block before the tile
 
     def __call__(self, carry):
@@ -71,23 +72,25 @@ class ScaledProduct:
     def overlapped(self, totals, slot, scale_slot):
         """A step's product runs while the one before it is scaled and added."""
 
-        def one_round(_, state):
+        def one_round(_, state, steps=SCALE_STEPS):
             total, slot, scale_slot = state
             plgpu.barrier_wait(self.smem["scales_full"].at[scale_slot])
             scales = self.scales_of_round(scale_slot)
             running = None
-            for step in range(SCALE_STEPS):
+            for step in range(steps):
                 plgpu.barrier_wait(self.smem["full"].at[slot])
                 started = self.start(self.places(slot))
                 if running is not None:
                     total = self.add(total, *running, scales(step - 1), in_flight=1)
                 running = started, slot
                 slot = self.block.next_slot(slot)
-            total = self.add(total, *running, scales(SCALE_STEPS - 1), in_flight=0)
+            total = self.add(total, *running, scales(steps - 1), in_flight=0)
             read_before_tma_writes()
             return total, slot, self.block.next_scale_slot(scale_slot)
 
-        total, *carry = lax.fori_loop(0, self.rounds, one_round, (*totals, slot, scale_slot))
+        state = *totals, slot, scale_slot
+        state = one_round(None, state, self.head) if self.head else state
+        total, *carry = lax.fori_loop(0, self.rounds, one_round, state)
         return (total,), *carry
 
     def one_at_a_time(self, totals, slot, scale_slot):
@@ -97,18 +100,18 @@ class ScaledProduct:
         found while the one before runs.
         """
         block, smem, stages = self.block, self.smem, self.plan.config.stages
-        numbered = SCALE_STEPS % stages == 0  # a round begins where the ring does
-        slot = jnp.int32(0) if numbered else slot
+        numbered = self.plan.numbered_slots
+        slot = jnp.int32(self.plan.first_slot or 0) if numbered else slot
         plgpu.barrier_wait(smem["full"].at[slot])
 
-        def one_round(r, state):
+        def one_round(r, state, steps=SCALE_STEPS):
             totals, slot, scale_slot, places = state
             tiles = self.rows, self.cols
             if numbered:
-                slot, tiles = 0, [t.anew() for t in tiles]
+                slot, tiles = -steps % stages, [t.anew() for t in tiles]
                 places = self.places(slot, *tiles)
             product = scales = None
-            for step in range(SCALE_STEPS):
+            for step in range(steps):
                 following = (slot + 1) % stages if numbered else block.next_slot(slot)
                 sums = []
                 for subtile, total in enumerate(totals):
@@ -119,7 +122,7 @@ class ScaledProduct:
                     last = subtile == self.subtiles - 1
                     if last:
                         wait = functools.partial(plgpu.barrier_wait, smem["full"].at[following])
-                        if step < SCALE_STEPS - 1:
+                        if step < steps - 1:
                             wait()
                         else:
                             pl.when(r < self.rounds - 1)(wait)
@@ -134,6 +137,7 @@ class ScaledProduct:
             return totals, slot, block.next_scale_slot(scale_slot), places
 
         state = totals, slot, scale_slot, self.places(slot)
+        state = one_round(-1, state, self.head) if self.head else state
         totals, slot, scale_slot, _ = lax.fori_loop(0, self.rounds, one_round, state)
         return totals, slot, scale_slot
 

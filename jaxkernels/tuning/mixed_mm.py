@@ -341,9 +341,6 @@ def _from_table(problem: MixedMMProblem, device: Device) -> Config | None:
             continue
         kind = DecodeConfig if "split_k" in entry["config"] else PrefillConfig
         config = kind(**entry["config"])
-        picking = _picking(p, config, device)
-        if picking is not config:
-            return picking
         same = key in (table_key(p), table_key(dataclasses.replace(p, g_idx=False)))
         if kind is DecodeConfig and not same and p.group < p.k:
             # Zero points cost least where scales stay off the weights, if registers allow that.
@@ -384,14 +381,13 @@ def choose(problem: MixedMMProblem, device: Device) -> Config:
     Raises:
       ValueError: no config is legal.
     """
-    found = _from_table(problem, device)
-    if found is not None:
-        return found
-    options = candidates(problem, device)
-    if not options:
-        raise ValueError(f"no legal config for {problem} on {device.name}")
-    best = min(options, key=lambda config: estimate(problem, config, device).total)
-    return _picking(problem, best, device)
+    config = _from_table(problem, device)
+    if config is None:
+        options = candidates(problem, device)
+        if not options:
+            raise ValueError(f"no legal config for {problem} on {device.name}")
+        config = min(options, key=lambda config: estimate(problem, config, device).total)
+    return _picking(problem, config, device)
 
 
 def explain(problem: MixedMMProblem, device: Device, count: int = 5) -> str:

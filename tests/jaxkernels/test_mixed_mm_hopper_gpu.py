@@ -81,14 +81,24 @@ def test_a_shard_of_act_order(rng, i, case):
 
 
 @pytest.mark.parametrize("m", [1, 3, 8, 16, 300])
-@pytest.mark.parametrize("n, k", [(4096, 4096), (1024, 14336), (512, 28672), (264, 1280)])
-def test_act_order(rng, m, n, k):
+@pytest.mark.parametrize(
+    "n, k, group",
+    [
+        (4096, 4096, 128),
+        (1024, 14336, 128),
+        (512, 28672, 128),
+        (264, 1280, 128),
+        (4096, 4096, 32),
+        (264, 1280, 32),
+    ],
+)
+def test_act_order(rng, m, n, k, group):
     """By the decode kernel that picks x's columns itself, or after a gather, as tuning chooses."""
-    case = case_of(scalar_types.uint4b8, 128)
+    case = case_of(scalar_types.uint4b8, group)
     w, columns = random_weight(rng, case, n, k, act_order=True), rng.choice(k, m, replace=False)
     x = jnp.zeros((m, k), jnp.bfloat16).at[jnp.arange(m), columns].set(1)
     problem = MixedMMProblem(
-        m, n, k, w.scalar_type, "bfloat16", "bfloat16", 128, g_idx=True, layout=HOPPER_FRAGMENT,
+        m, n, k, w.scalar_type, "bfloat16", "bfloat16", group, g_idx=True, layout=HOPPER_FRAGMENT,
         scale_dtype="bfloat16",
     )  # fmt: skip
     config = tuning.choose(problem, trace_device())

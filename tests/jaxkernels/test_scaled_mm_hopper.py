@@ -93,6 +93,22 @@ INTERPRETED = {
         problem(300, 264, 1024, E4M3, scales=("group", "block")),
         Config(256, 128, 3),
     ),
+    "block-head-other-ring": (  # K is no whole number of loads of scales
+        problem(300, 264, 1168, E4M3, scales=("group", "block")),
+        Config(256, 128, 3),
+    ),
+    "block-head-overlapped": (
+        problem(300, 264, 1040, E4M3, scales=("group", "block")),
+        Config(128, 96, 5),
+    ),
+    "block-head-only": (
+        problem(300, 264, 272, E4M3, scales=("group", "block")),
+        Config(256, 128, 4, overlap=True, weights_first=True),
+    ),
+    "block-one-step": (
+        problem(300, 264, 96, E4M3, scales=("group", "block")),
+        Config(128, 128, 4, cluster_m=2),
+    ),
     "block-shared-x": (
         problem(130, 250 // 8 * 8, 640, E4M3, scales=("group", "block")),
         Config(128, 128, 3, cluster_n=2),

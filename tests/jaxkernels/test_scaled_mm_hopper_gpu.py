@@ -50,6 +50,7 @@ FULL = {
     "block-larger": problem(4100, 2000, 1536, E4M3, bias=True, **BLOCK),
     "block-odd-k": problem(130, 1544, 1168, E5M2, w_dtype=E4M3, **BLOCK),
     "block-large-odd-k": problem(4100, 1544, 8960, E4M3, **BLOCK),  # several tiles a block
+    "block-short-odd-k": problem(4100, 4104, 768, E4M3, bias=True, **BLOCK),
     "block-decode-odd-k": problem(3, 1032, 8960, E4M3, **BLOCK),
 }
 
@@ -71,6 +72,7 @@ OTHERS = [
     "block-middle",
     "block-larger",
     "block-large-odd-k",
+    "block-short-odd-k",
 ]
 
 
@@ -83,6 +85,25 @@ def test_other_candidates_agree_to_the_bit(name, rng):
     ranked = tuning.ranked(p, trace_device())
     for _, config in ranked[:: max(1, len(ranked) // 4)][:4]:
         assert_equal(run(p, ops, config), expected)
+
+
+@pytest.mark.parametrize("k", [1040, 1168, 1408, 272])  # the sums begin with 1, 2 or 3 steps
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(256, 128, 4, cluster_n=2),
+        Config(256, 128, 4, overlap=True, weights_first=True),
+        Config(256, 128, 3),
+        Config(128, 128, 6, cluster_m=2),
+    ],
+    ids=["pairs", "weights-first", "other-ring", "overlapped"],
+)
+def test_block_scales_of_odd_k_over_several_tiles(config, k, rng):
+    p = problem(2100, 4104, k, E4M3, **BLOCK)
+    ops = operands(p, rng, limit=4)
+    first = run(p, ops, config)
+    assert_equal(first, exact(p, ops))
+    assert bool((first == run(p, ops, config)).all())
 
 
 def test_random_fp8_is_as_close_as_plain_arithmetic(rng):
