@@ -144,7 +144,7 @@ class Block:
     def load_scales(self, j, m, n, scale_slot):
         """Every fourth step the scales of the next four, of x's rows and of w's blocks.
 
-        Where steps are no multiple of four, the first load serves fewer: the sums are short then.
+        Where steps are no multiple of four, the first load is for the few that the sum begins with.
         """
         head = self.plan.head_steps
         fresh = lax.rem(j + -head % SCALE_STEPS if head else j, jnp.int32(SCALE_STEPS)) == 0

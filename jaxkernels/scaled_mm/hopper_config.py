@@ -190,8 +190,9 @@ class Plan:
 
     @property
     def head_steps(self) -> int:
-        """Steps of a block-scaled tile before the first that is one of a whole load of scales."""
-        return self.k_steps % SCALE_STEPS if self.config.split_k == 1 else 0
+        """Steps that a block-scaled sum begins with, before those of whole loads of scales."""
+        whole = self.block_scaled and self.config.split_k == 1
+        return self.k_steps % SCALE_STEPS if whole else 0
 
     @property
     def numbered_slots(self) -> bool:
@@ -201,9 +202,8 @@ class Plan:
     @property
     def first_slot(self) -> int | None:
         """Where a tile's stages begin in the ring, if that has to be the same for every tile."""
-        if not (self.block_scaled and self.head_steps and self.numbered_slots):
-            return None
-        return -self.head_steps % self.config.stages
+        same = self.head_steps and self.numbered_slots
+        return -self.head_steps % self.config.stages if same else None
 
     @functools.cached_property
     def scale_slots(self) -> int:
@@ -217,8 +217,8 @@ class Plan:
         def load(step):
             return step // steps * loads + (step % steps + -steps % SCALE_STEPS) // SCALE_STEPS
 
-        touched = max(load(step + stages) - load(step) for step in range(steps))
-        return max(touched, ceil_div(stages + 3, SCALE_STEPS)) + 1
+        touched = [load(step + stages) - load(step) for step in range(steps)]
+        return max([*touched, ceil_div(stages + 3, SCALE_STEPS)]) + 1
 
     @functools.cached_property
     def smem_without_staging(self) -> int:

@@ -27,6 +27,10 @@ two with fewer. (H200, 2026-11-28)
 
 A tile of w has one scale a step, or two where it reaches into the next 128 rows: its columns come
 in chunks that no edge of 128 divides.
+
+Steps that are no multiple of four begin with a pass of the loop's body that is shorter. (Behind the
+loop, where the sum is there already, ptxas spilled up to 148 bytes. Filled up with steps of zeros,
+and scales by plain loads, 4096 x 4096 x 11008 took 327 us instead of 255. H200, 2026-11-29)
 """
 
 from __future__ import annotations
