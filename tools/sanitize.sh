@@ -11,13 +11,15 @@ set -uo pipefail
 OUT=${1:?usage: tools/sanitize.sh OUT [SECONDS] [FAMILY...]}
 LIMIT=${2:-100}
 shift $(( $# < 2 ? $# : 2 ))
-FAMILIES=("$@")
-[ ${#FAMILIES[@]} -gt 0 ] ||
-  FAMILIES=(int8 fp8 fp8-block fp8-block-odd-k w4a16 w4a16-zp w8a16 nvfp4 mxfp4 fp8-blocks int8-g16 act-order w4a8-fp8 w4a8-int8 quantize-int8 quantize-fp8 quantize-group)
 PYTHON=${PYTHON:-python3}
 cd "$(dirname "$0")/.."
 mkdir -p "$OUT"
 export PYTHONPATH=$PWD OMP_NUM_THREADS=1
+FAMILIES=("$@")
+if [ ${#FAMILIES[@]} -eq 0 ]; then
+  names=$("$PYTHON" tools/sanitize_cases.py --list) || exit 1
+  read -ra FAMILIES <<< "$names"
+fi
 
 check() { # TOOL FAMILY
   local log=$OUT/$1-$2.txt

@@ -2,7 +2,7 @@
 # SPDX-FileCopyrightText: 2026 the jaxkernels authors
 """Runs one family's kernels at small shapes, for `tools/sanitize.sh`.
 
-    python tools/sanitize_cases.py FAMILY
+    python tools/sanitize_cases.py FAMILY          or --list, for the families' names
 
 Layers go through `QuantLinear`, quantization through the public ops; both launch kernels directly,
 so that a sanitizer sees little besides them. Shapes have ragged edges and rings longer than K. None
@@ -155,6 +155,9 @@ def main(family: str) -> None:
 
 if __name__ == "__main__":
     families = (*LAYERS, *WEIGHTS, *W4A8, *QUANTIZATIONS)
-    if len(sys.argv) != 2 or sys.argv[1] not in families:
-        sys.exit(f"usage: sanitize_cases.py {'|'.join(families)}")
-    main(sys.argv[1])
+    if len(sys.argv) != 2 or sys.argv[1] not in (*families, "--list"):
+        sys.exit(f"usage: sanitize_cases.py --list|{'|'.join(families)}")
+    if sys.argv[1] == "--list":
+        print(*families)
+    else:
+        main(sys.argv[1])

@@ -112,17 +112,22 @@ def _arrive(primitive, barrier, predicate=None) -> None:
     )
 
 
+class _Barrier(mgpu.BarrierRef):
+    """A barrier, or some, with a way of its own to arrive: one of them arrives that way too."""
+
+    def __getitem__(self, offset):
+        at = super().__getitem__(offset)
+        return dataclasses.replace(self, offset=at.offset, num_barriers=at.num_barriers)
+
+
 @dataclasses.dataclass(frozen=True)
-class _OneThread(mgpu.BarrierRef):
+class _OneThread(_Barrier):
     """A barrier at which one thread of a warpgroup arrives for all, with all of the bytes.
 
     `one` is true in that thread.
     """
 
     one: ir.Value
-
-    def __getitem__(self, offset):
-        return _OneThread(*_fields(super().__getitem__(offset)), self.one)
 
     def arrive_expect_tx(self, tx_count, predicate=None):
         if predicate is not None or not isinstance(tx_count, int):
@@ -132,11 +137,8 @@ class _OneThread(mgpu.BarrierRef):
         super().arrive_expect_tx(tx_count * threads, predicate=self.one)
 
 
-class _OneAWarp(mgpu.BarrierRef):
+class _OneAWarp(_Barrier):
     """A barrier at which one thread of each warp arrives for its 32."""
-
-    def __getitem__(self, offset):
-        return _OneAWarp(*_fields(super().__getitem__(offset)))
 
     def arrive(self, arrival_count=1, predicate=None, **kwargs):
         one = nvvm.elect_sync()
@@ -144,14 +146,11 @@ class _OneAWarp(mgpu.BarrierRef):
         super().arrive(arrival_count * _utils.WARP_SIZE, predicate=predicate, **kwargs)
 
 
-class _WhenCopied(mgpu.BarrierRef):
+class _WhenCopied(_Barrier):
     """A barrier at which each lane of one warp arrives for four threads of the warpgroup.
 
     One of the four arrivals is made by the lane's copies themselves, when the last has come.
     """
-
-    def __getitem__(self, offset):
-        return _WhenCopied(*_fields(super().__getitem__(offset)))
 
     def arrive(self, arrival_count=1, **kwargs):
         nvvm.cp_async_mbarrier_arrive(self.get_ptr(), noinc=True)

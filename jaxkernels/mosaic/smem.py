@@ -141,9 +141,7 @@ def copy_without_tma(source, row, col, target, barrier) -> None:
         rows = _utils.WARP_SIZE // width  # at a time: an element a lane, adjacent in the target
         if rows * width != _utils.WARP_SIZE or height % rows:
             raise ValueError(f"target: expected [{rows} i, {width}], got {(height, width)}")
-        in_global, in_shared = (llvm.PointerType.get(space) for space in (1, 3))
-        source = llvm.addrspacecast(in_global, _utils.memref_ptr(source))
-        target = llvm.addrspacecast(in_shared, _utils.memref_ptr(target))
+        source = llvm.addrspacecast(llvm.PointerType.get(1), _utils.memref_ptr(source))  # global
 
         def number(value):
             return arith.constant(i32, value)
@@ -156,7 +154,7 @@ def copy_without_tma(source, row, col, target, barrier) -> None:
         lane = arith.remui(_utils.thread_idx(), number(_utils.WARP_SIZE))
         column = place(col, arith.remui(lane, number(width)), k)
         row = arith.addi(row, arith.divui(lane, number(width)))
-        target = _utils.getelementptr(target, [lane], f32)
+        target = _utils.getelementptr(_utils.memref_ptr(target), [lane], f32)
         for first in range(0, height, rows):
             start = arith.muli(place(row, number(first), m), arith.constant(i64, k))
             nvvm.cp_async_shared_global(

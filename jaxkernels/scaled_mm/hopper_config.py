@@ -205,20 +205,18 @@ class Plan:
         same = self.head_steps and self.numbered_slots
         return -self.head_steps % self.config.stages if same else None
 
-    @functools.cached_property
+    @property
     def scale_slots(self) -> int:
         """Slots of [tile_m, 4] activation scales: never reused before the ring lets them be.
 
-        The ring's steps, and the one before them, belong to so many loads at most.
+        The ring's steps, and the one before them, belong to most loads where that one ends a tile:
+        the next begins with the short load, if there is one.
         """
-        steps, stages = self.k_steps, self.config.stages
-        loads = ceil_div(steps, SCALE_STEPS)
-
-        def load(step):
-            return step // steps * loads + (step % steps + -steps % SCALE_STEPS) // SCALE_STEPS
-
-        touched = [load(step + stages) - load(step) for step in range(steps)]
-        return max([*touched, ceil_div(stages + 3, SCALE_STEPS)]) + 1
+        steps = max(self.k_steps, 1)
+        tiles, step = divmod(self.config.stages - 1, steps)
+        touched = tiles * ceil_div(steps, SCALE_STEPS)
+        touched += (step + -steps % SCALE_STEPS) // SCALE_STEPS + 2
+        return max(touched, ceil_div(self.config.stages + 3, SCALE_STEPS) + 1)
 
     @functools.cached_property
     def smem_without_staging(self) -> int:

@@ -51,7 +51,8 @@ _BLOCK_BANDWIDTH = 130e9  # the most one block reads, however much it has in fli
 _MEMORY_EFFICIENCY = 0.985
 _L2_BANDWIDTH = 17e12
 _CLUSTER = 0.4e-6  # blocks of a cluster start and end together
-_EXCHANGE = 0.3e-6  # of a split, for each other block of the cluster (2026-11-29; was 0.7)
+# Of a split, for each other block of the cluster; 144 timings of M = 16 and 64, H200, 2026-11-29.
+_EXCHANGE = 0.3e-6
 _EXCHANGE_BANDWIDTH = 16e9  # partial sums that a block sends and adds
 
 
